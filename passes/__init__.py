@@ -1,0 +1,30 @@
+"""The passes, and their order.
+
+Each pass is one file: picture, equation, numbered conditions, then match / check / price / rewrite. A new pass is
+one new file and one line here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rmfx.passes.fold_norm import FoldNorm
+from rmfx.passes.fuse_convs import FuseConvs
+from rmfx.passes.merge_branches import MergeBranches
+from rmfx.passes.remove_residual import RemoveResidual
+from rmfx.rule import Rule
+
+
+def inference_passes(carrier: str, downsample: str, fuse: str) -> tuple[Rule[Any, Any], ...]:
+    """The passes of a conversion for inference, in order."""
+    return (
+        FoldNorm(),  # first: branches become convs and activations, the only things the others reason about
+        MergeBranches(),  # before residuals: a sum inside a branch must be gone for the branch to be a chain
+        RemoveResidual(carrier, downsample),  # the heart; leaves merging convs in front of the next block
+        FuseConvs(fuse),  # last: composes what the passes above put next to each other
+    )
+
+
+def training_passes(carrier: str, downsample: str) -> tuple[Rule[Any, Any], ...]:
+    """The passes of a conversion that keeps batch norms (``keep_bn=True``): nothing that would fold one."""
+    return (RemoveResidual(carrier, downsample, keep_norms=True),)

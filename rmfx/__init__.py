@@ -1,0 +1,54 @@
+"""rmfx removes residual connections from CNNs exactly: a torch.fx graph-rewriting compiler pass.
+
+>>> import rmfx, torch
+>>> from rmfx.models import rmnet26x3_32
+>>> net = rmnet26x3_32().eval()
+>>> plain = rmfx.convert(net, torch.randn(1, 3, 32, 32))
+>>> rmfx.report(plain).count("removed")
+9
+"""
+
+from rmfx.convert import convert, explain
+from rmfx.errors import (
+    ExportError,
+    FileFormatError,
+    NormalFormError,
+    NotPlainError,
+    RmfxError,
+    RuntimeUnavailableError,
+    TraceError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from rmfx.export import export
+from rmfx.plain import to_sequential
+from rmfx.report import Entry, Report, report
+from rmfx.serialise import load, save
+from rmfx.training import calibrate
+from rmfx.verify import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Entry",
+    "ExportError",
+    "FileFormatError",
+    "NormalFormError",
+    "NotPlainError",
+    "Report",
+    "RmfxError",
+    "RuntimeUnavailableError",
+    "TraceError",
+    "UnsupportedModelError",
+    "Verification",
+    "VerificationError",
+    "calibrate",
+    "convert",
+    "explain",
+    "export",
+    "load",
+    "report",
+    "save",
+    "to_sequential",
+    "verify",
+]

@@ -1,0 +1,170 @@
+"""Keeps the books of a conversion: what stood there before, what each pass did, what became of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx, nn
+
+from rmfx.cost import network_macs, network_parameters
+from rmfx.errors import RmfxError
+from rmfx.facts import module_of
+from rmfx.joins import TAPS, JoinPlan
+from rmfx.pointwise import CARRIED
+from rmfx.region import is_residual
+from rmfx.report import Entry, PassLine, Report, Status, Totals
+from rmfx.rewriter import Veto
+from rmfx.rule import Applied, PassResult, Price, Refused
+
+_SCRATCH = ("affine", "range", "shape", "made", CARRIED, TAPS)  # node.meta that only passes need
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The network as it entered the passes.
+
+    Attributes:
+        sums: origin names of all residual sums, in order.
+        names: the user's name of every tensor of the normalised network.
+        owned: every name in the user's ``state_dict``.
+        params, macs: of the whole network.
+    """
+
+    sums: tuple[str, ...]
+    names: Mapping[str, str]
+    owned: tuple[str, ...]
+    params: int
+    macs: int | None
+
+
+def before(model: nn.Module, gm: fx.GraphModule) -> Before:
+    """Take stock of the normalised network ``gm`` of ``model``."""
+    sums = tuple(node.meta.get("origin", node.name) for node in gm.graph.nodes if is_residual(node))
+    owned = dict(model.state_dict(keep_vars=True))
+    owners = {_identity(t): name for name, t in reversed(list(owned.items()))}
+    names = {name: owners.get(_identity(t), name) for name, t in gm.state_dict(keep_vars=True).items()}
+    return Before(sums, names, tuple(owned), network_parameters(model), network_macs(gm))
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Names a tensor by its memory: normalisation may have wrapped or viewed it, never copied it."""
+    if tensor.is_meta:
+        return id(tensor), 0
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+
+
+def veto(policy: str | Callable[[Entry], bool] | Collection[str], max_growth: float | None) -> Veto:
+    """The user's say on every place that could be converted."""
+
+    def objection(node: fx.Node, plan: object, price: Price) -> str | None:
+        if not isinstance(plan, JoinPlan):
+            return None
+        if max_growth is not None and price.growth > max_growth:
+            return f"MACs would grow {price.growth:.2f} times, more than max_growth={max_growth:g}"
+        if isinstance(policy, str):
+            return None
+        where = (node.meta.get("place", ""), node.name, node.meta.get("origin", node.name))
+        entry = _entry(Applied(*where, price, plan))
+        wanted = policy(entry) if callable(policy) else bool({entry.place, entry.node} & set(policy))
+        return None if wanted else "not asked for by policy"
+
+    return objection
+
+
+def check_places(policy: object, report: Report) -> None:
+    """Refuse a list of places that names one which does not exist.
+
+    Raises:
+        RmfxError: listing the places there are.
+    """
+    if isinstance(policy, str) or callable(policy) or not isinstance(policy, Collection):
+        return
+    known = {name for entry in report.entries for name in (entry.place, entry.node)}
+    if unknown := sorted(set(map(str, policy)) - known):
+        places = ", ".join(entry.name for entry in report.entries) or "none"
+        raise RmfxError(f"policy names {unknown[0]!r}, where no residual sum stands; there are: {places}")
+
+
+def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModule, notes: tuple[str, ...]) -> Report:
+    """The report of a conversion, without its parameter map."""
+    found: dict[str, Entry] = {}
+    for result in results:
+        for refused in result.refused:
+            if refused.origin in before.sums:
+                found[refused.origin] = _entry(refused)
+    for result in results:
+        for applied in result.applied:
+            if applied.origin in before.sums and isinstance(applied.plan, JoinPlan):
+                found[applied.origin] = _entry(applied)
+    lines = tuple(
+        PassLine(r.name, len(r.applied), tuple((f"{x.place}:{x.node}".lstrip(":"), x.reason) for x in r.refused))
+        for r in results
+    )
+    totals = Totals(before.params, network_parameters(gm), before.macs, network_macs(gm))
+    return Report(tuple(found[name] for name in before.sums if name in found), totals, lines, {}, notes)
+
+
+def _entry(item: Applied | Refused) -> Entry:
+    status: Status = "removed" if isinstance(item, Applied) else "kept" if item.kept else "refused"
+    reason = item.reason if isinstance(item, Refused) else None
+    plan = item.plan
+    if not isinstance(plan, JoinPlan) or item.price is None:
+        return Entry(item.place, item.origin, "other", status, reason=reason)
+    macs = (int(item.price.macs_before), int(item.price.macs_after)) if plan.counted else (None, None)
+    return Entry(
+        place=item.place,
+        node=item.origin,
+        kind=plan.kind,
+        status=status,
+        carrier=plan.carrier,
+        reason=reason,
+        macs_before=macs[0],
+        macs_after=macs[1],
+        params_before=item.price.params_before,
+        params_after=item.price.params_after,
+        size_conditions=plan.conditions,
+    )
+
+
+def with_names(report: Report, gm: fx.GraphModule, before: Before) -> Report:
+    """``report`` with what is known once all layers have their names: carried taps and the parameter map."""
+    taps: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for node in gm.graph.nodes:
+        for origin, indices in node.meta.get(TAPS, {}).items():
+            taps.setdefault(origin, []).extend((f"{node.target}.weight", index) for index in indices)
+    entries = tuple(replace(entry, carried_taps=tuple(taps.get(entry.node, ()))) for entry in report.entries)
+    return replace(report, entries=entries, parameter_map=_parameter_map(gm, before))
+
+
+def _parameter_map(gm: fx.GraphModule, before: Before) -> dict[str, tuple[str, ...]]:
+    """From every name in the user's ``state_dict`` to the tensors that hold it now, whole or folded in."""
+    found: dict[str, list[str]] = {name: [] for name in before.owned}
+    for node in gm.graph.nodes:
+        for source, target in _moves(gm, node):
+            if (owner := before.names.get(source)) in found and target not in found[owner]:
+                found[owner].append(target)
+    return {owner: tuple(targets) for owner, targets in found.items()}
+
+
+def _moves(gm: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, str]]:
+    affine = node.meta.get("affine")
+    if affine is not None:
+        targets = ("weight", "bias") if affine.has_bias else ("weight",)
+        yield from ((source, f"{node.target}.{target}") for source in sorted(affine.sources) for target in targets)
+    elif node.op == "get_attr":
+        yield str(node.target), str(node.target)
+    elif (module := module_of(node)) is not None:
+        yield from ((f"{node.target}.{name}", f"{node.target}.{name}") for name in module.state_dict())
+
+
+def carried_norms(gm: fx.GraphModule) -> dict[str, list[int]]:
+    """The carried channels of every widened batch norm, by its name."""
+    return {str(node.target): node.meta[CARRIED] for node in gm.graph.nodes if CARRIED in node.meta}
+
+
+def clean(gm: fx.GraphModule) -> None:
+    """Drop from nodes what only passes need (it holds the user's tensors alive)."""
+    for node in gm.graph.nodes:
+        for key in _SCRATCH:
+            node.meta.pop(key, None)

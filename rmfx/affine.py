@@ -1,0 +1,290 @@
+"""Linear maps of a CNN as values: the algebra that every pass is built on (design, "The heart").
+
+An :class:`Affine` is ``y = W * x + b`` on a tap grid, for 0 to 3 spatial dimensions, so that Linear and
+Conv1d to Conv3d are one case, and batch norm, a scale, an average pool and the identity (the paper's Dirac
+filter, its equation 1) are depthwise ones. Shapes and exactness are known at once; weights are computed
+only when the finished network is emitted, in float64, and rounded once. So planning never touches a weight,
+and no intermediate network is ever held.
+
+Functions here either return the exact result or raise :class:`rmfx.errors.InexactError` with the broken condition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rmfx import kernels
+from rmfx.errors import InexactError
+from rmfx.grid import Axis, Grid, align, compose_grids
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A linear map with a constant: convolution, linear layer, norm, scale, pool or identity.
+
+    Attributes:
+        in_channels, out_channels, groups: as in ``nn.Conv2d``.
+        grid: taps; with 0 axes for a linear layer.
+        has_bias: whether ``b`` is there at all.
+        compute: ``dtype -> (W [out, in/groups, *kernel], b [out] or None)`` on the CPU, computed in float64
+            and rounded once to ``dtype``.
+        sources: names of the user's parameters that the weights are made of.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    grid: Grid
+    has_bias: bool
+    compute: Callable[[torch.dtype], Weights]
+    sources: frozenset[str] = frozenset()
+
+    def weights(self) -> Weights:
+        """``(W, b)`` in float64."""
+        return self.compute(torch.float64)
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether every channel is only scaled and shifted: a norm, a scale, the identity."""
+        return self.groups == self.in_channels == self.out_channels and self.grid.samples and self.unstrided
+
+    @property
+    def unstrided(self) -> bool:
+        """Whether every stride is 1."""
+        return all(stride == 1 for stride in self.grid.stride)
+
+    @property
+    def macs_per_position(self) -> int:
+        """Multiply-accumulates per output position."""
+        return self.out_channels * (self.in_channels // self.groups) * self.grid.taps
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return self.macs_per_position + (self.out_channels if self.has_bias else 0)
+
+
+def rounded(function: Callable[[], Weights]) -> Callable[[torch.dtype], Weights]:
+    """Lift a float64 computation to the ``compute`` of an :class:`Affine`: run it, round once."""
+
+    def compute(dtype: torch.dtype) -> Weights:
+        weight, bias = function()
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    return compute
+
+
+def from_tensors(
+    weight: Tensor, bias: Tensor | None, grid: Grid, groups: int = 1, sources: frozenset[str] = frozenset()
+) -> Affine:
+    """The map of a convolution or linear layer with this ``weight`` and ``bias`` (not copied).
+
+    >>> conv = from_tensors(torch.ones(4, 1, 3, 3), None, Grid.of((3, 3), padding=(1, 1)), groups=2)
+    >>> conv.in_channels, conv.out_channels, conv.macs_per_position
+    (2, 4, 36)
+    """
+
+    def compute(dtype: torch.dtype) -> Weights:
+        return tuple(None if t is None else t.detach().to("cpu", dtype) for t in (weight, bias))  # type: ignore[return-value]
+
+    return Affine(weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources)
+
+
+def per_channel(
+    scale_shift: Callable[[], tuple[Tensor, Tensor | None]],
+    channels: int,
+    dims: int,
+    has_bias: bool,
+    sources: frozenset[str] = frozenset(),
+) -> Affine:
+    """``y_c = scale_c * x_c + shift_c``; ``scale_shift`` gives both as ``[channels]``, in float64, when asked."""
+
+    def compute() -> Weights:
+        scale, shift = scale_shift()
+        return scale.reshape(channels, 1, *[1] * dims), shift
+
+    grid = Grid.sampling([1] * dims)
+    return Affine(channels, channels, channels, grid, has_bias, rounded(compute), sources)
+
+
+def dirac(channels: int, grid: Grid) -> Affine:
+    """The identity on ``channels`` (strided by ``grid``, which must be a sampling grid): the paper's equation 1."""
+    assert grid.samples
+    return from_tensors(torch.ones(channels, 1, *[1] * grid.dims), None, grid, groups=channels)
+
+
+def average_pool(channels: int, grid: Grid, divisor: int) -> Affine:
+    """Mean over ``divisor`` positions as a depthwise convolution; the divisor must not vary at the borders."""
+    weight = torch.full((1,), 1.0 / divisor, dtype=torch.float64).expand(channels, 1, *grid.kernel)
+    return from_tensors(weight, None, grid, groups=channels)
+
+
+def scaled(affine: Affine, factor: float) -> Affine:
+    """``factor * affine``; the very same map when ``factor`` is 1."""
+    if factor == 1.0:
+        return affine
+
+    def compute() -> Weights:
+        weight, bias = affine.weights()
+        return weight * factor, None if bias is None else bias * factor
+
+    return replace(affine, compute=rounded(compute))
+
+
+def compose(outer: Affine, inner: Affine) -> Affine:
+    """``outer(inner(x))`` as one map.
+
+    Exact when one of:
+
+    1. ``outer`` pads nothing: every tap reads a computed position of ``inner``;
+    2. ``inner`` is 1x1 and unpadded, and the padding of ``outer`` commutes with it: zero padding and no bias in
+       ``inner`` (padding would see 0, not the bias), or another padding mode and no stride in ``inner``.
+
+    Raises:
+        InexactError: with the condition that is broken.
+    """
+    if outer.in_channels != inner.out_channels:
+        raise InexactError(f"{inner.out_channels} channels feed a map of {outer.in_channels}")
+    if outer.grid.padded:
+        _require_padding_commutes(outer, inner)
+    grid = compose_grids(outer.grid, inner.grid)
+    groups = math.gcd(outer.groups, inner.groups)
+
+    def compute() -> Weights:
+        return _compose(outer, inner, grid, groups)
+
+    return Affine(
+        inner.in_channels,
+        outer.out_channels,
+        groups,
+        grid,
+        outer.has_bias or inner.has_bias,
+        rounded(compute),
+        outer.sources | inner.sources,
+    )
+
+
+def _require_padding_commutes(outer: Affine, inner: Affine) -> None:
+    if not all(axis.kernel == 1 and not axis.before and not axis.after for axis in inner.grid.axes):
+        raise InexactError("the outer convolution pads what the inner one, which is not 1x1, has already padded")
+    if outer.grid.mode == "zeros" and inner.has_bias:
+        raise InexactError("zero padding of the outer convolution would see 0 where the inner bias should stand")
+    if outer.grid.mode != "zeros" and not inner.unstrided:
+        raise InexactError(f"{outer.grid.mode} padding does not commute with a stride")
+
+
+def _compose(outer: Affine, inner: Affine, grid: Grid, groups: int) -> Weights:
+    outer_weight, outer_bias = outer.weights()
+    inner_weight, inner_bias = inner.weights()
+    outer_weight = kernels.regroup(outer_weight, outer.groups, groups)
+    inner_weight = kernels.regroup(inner_weight, inner.groups, groups)
+    steps = [(a.dilation, o, i) for a, o, i in zip(grid.axes, outer.grid.axes, inner.grid.axes, strict=True)]
+    outer_weight = _on_lattice(outer_weight, [o.dilation * i.stride // d for d, o, i in steps])
+    inner_weight = _on_lattice(inner_weight, [i.dilation // d for d, o, i in steps])
+    weight = kernels.compose_weights(outer_weight, inner_weight, groups)
+    biases = [] if outer_bias is None else [outer_bias]
+    if inner_bias is not None:
+        biases.append(kernels.compose_bias(outer_weight, inner_bias, groups))
+    return weight, sum(biases[1:], biases[0]) if biases else None
+
+
+def _on_lattice(weight: Tensor, step: Sequence[int]) -> Tensor:
+    """Spread taps ``step`` apart (a single tap has no neighbour to keep apart from)."""
+    kernel = [(k - 1) * s + 1 for k, s in zip(weight.shape[2:], step, strict=True)]
+    return kernels.spread(weight, kernel, tuple(slice(None, None, max(s, 1)) for s in step))
+
+
+def add(first: Affine, second: Affine) -> Affine:
+    """``first(x) + second(x)`` as one map; the output size is that of ``first``.
+
+    Exact when strides and padding modes agree and the taps fit one grid. Callers make sure that both outputs
+    have the same size (equal excess, or equal sizes at the sizes converted for).
+    """
+    if (first.in_channels, first.out_channels) != (second.in_channels, second.out_channels):
+        raise InexactError(
+            f"channels differ: {first.in_channels} to {first.out_channels}, "
+            f"{second.in_channels} to {second.out_channels}"
+        )
+    grid, embeddings = align([first.grid, second.grid])
+    groups = math.gcd(first.groups, second.groups)
+
+    def compute() -> Weights:
+        weight: Tensor | None = None
+        bias: Tensor | None = None
+        for term, where in zip((first, second), embeddings, strict=True):
+            w, b = term.weights()
+            w = kernels.spread(kernels.regroup(w, term.groups, groups), grid.kernel, where.slices(term.grid.kernel))
+            weight = w if weight is None else weight + w
+            bias = b if bias is None else bias if b is None else bias + b
+        assert weight is not None
+        return weight, bias
+
+    return Affine(
+        first.in_channels,
+        first.out_channels,
+        groups,
+        grid,
+        first.has_bias or second.has_bias,
+        rounded(compute),
+        first.sources | second.sources,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One map inside a stacked one: from channels ``columns`` to channels ``rows`` (positions, in order)."""
+
+    affine: Affine
+    rows: Tensor
+    columns: Tensor
+
+
+def stack(blocks: Sequence[Block], in_channels: int, out_channels: int, groups: int = 1) -> Affine:
+    """A block matrix of maps as one map; the output size is that of ``blocks[0]``.
+
+    No two blocks may share both a row and a column (add those first). Rows and columns that no block covers
+    are dead: zero weights, zero bias.
+
+    Raises:
+        InexactError: when grids cannot be shared, or a weight falls outside its group.
+    """
+    grid, embeddings = align([block.affine.grid for block in blocks])
+    height, width = out_channels // groups, in_channels // groups
+    places = [(block.rows, _columns(block, height, width)) for block in blocks]
+    has_bias = any(block.affine.has_bias for block in blocks)
+
+    def compute(dtype: torch.dtype) -> Weights:
+        weight = torch.zeros(out_channels, width, *grid.kernel, dtype=dtype)
+        bias = torch.zeros(out_channels, dtype=torch.float64) if has_bias else None
+        for block, (rows, columns), where in zip(blocks, places, embeddings, strict=True):
+            w, b = block.affine.compute(dtype)
+            kernels.place_block(weight, w, block.affine.groups, rows, columns, where.slices(block.affine.grid.kernel))
+            if bias is not None and b is not None:
+                bias[rows] += b.double()
+        return weight, None if bias is None else bias.to(dtype)
+
+    sources = frozenset().union(*(block.affine.sources for block in blocks))
+    return Affine(in_channels, out_channels, groups, grid, has_bias, compute, sources)
+
+
+def _columns(block: Block, height: int, width: int) -> Tensor:
+    """Column within its group of each weight of ``block``: ``[out, in/groups]`` of the block's own shape."""
+    affine = block.affine
+    own = torch.arange(affine.in_channels).reshape(affine.groups, -1)
+    own = own.repeat_interleave(affine.out_channels // affine.groups, 0)
+    columns = block.columns[own] - (block.rows // height * width)[:, None]
+    if bool(((columns < 0) | (columns >= width)).any()):
+        raise InexactError("a weight falls outside its group")
+    return columns
+
+
+def crop_free(axis: Axis) -> bool:
+    """Whether strided sampling along this axis has exactly the axis' output size, whatever the input size."""
+    return axis.excess == 0

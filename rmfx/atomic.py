@@ -1,0 +1,83 @@
+"""Write a file completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rmfx.errors import RmfxError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], error: type[RmfxError]) -> Iterator[Path]:
+    """Yield a scratch path to write to; move what was written to ``path`` when the block ends well.
+
+    The scratch path has the name of ``path`` and lies in a fresh folder beside it, so the final move stays on one
+    file system and is one atomic ``os.replace``. Further files written into that folder (external tensor data) move
+    first, ``path`` last. When the block fails in any way, a full disk and Ctrl-C included, the scratch folder is
+    removed and whatever ``path`` held before stays whole. A symbolic link is written through, not replaced.
+
+    Args:
+        path: the file to write; its folder must exist.
+        error: the class to raise for what the operating system refuses.
+
+    Raises:
+        error: at once when ``path`` cannot be written, or later when writing fails.
+
+    >>> import pathlib, tempfile
+    >>> target = pathlib.Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with replacing(target, RmfxError) as scratch:
+    ...     _ = scratch.write_text("whole")
+    >>> target.read_text(), [entry.name for entry in target.parent.iterdir()]
+    ('whole', ['note.txt'])
+    """
+    target = Path(os.path.realpath(path))
+    folder = _scratch_folder(target, error)
+    try:
+        yield folder / target.name
+        _publish(folder, target)
+    except OSError as problem:
+        raise error(f"cannot write {target}: {_reason(problem)}; what was there before is unchanged") from problem
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch_folder(target: Path, error: type[RmfxError]) -> Path:
+    """Make the scratch folder, or say why ``target`` cannot be written."""
+    if target.is_dir():
+        raise error(f"cannot write {target}: it is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise error(f"cannot write {target}: there is no folder {target.parent}; create it first")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise error(f"cannot write {target}: the file there is read-only")
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+    except OSError as problem:
+        raise error(f"cannot write {target}: {_reason(problem)}") from problem
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Flush every file to the disk, then move them, ``target`` last."""
+    written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+    for file in written:
+        _flush(file)
+    for file in written:
+        os.replace(file, target.with_name(file.name))
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    """Force a file's contents, or a folder's list of names, out of the caches."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(problem: OSError) -> str:
+    return problem.strerror or str(problem)

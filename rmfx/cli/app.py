@@ -1,0 +1,86 @@
+"""The command ``rmfx``: its sub-commands, and what becomes of errors.
+
+Exit codes:
+    0  done
+    1  the result is wrong or could not be made: a verification failed, an ONNX file differs, a bug in rmfx
+    2  the request cannot be carried out as written: usage, unknown or unsupported model, unreadable file,
+       inactive device
+    3  done, but with ``--strict`` and some residual sums refused
+    130  interrupted with Ctrl-C; no half-written file is left
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from rmfx import debug
+from rmfx.cli import console
+from rmfx.cli.convert import convert
+from rmfx.cli.demo import demo
+from rmfx.cli.doctor import doctor
+from rmfx.cli.explain import explain
+from rmfx.cli.export import export
+from rmfx.cli.verify import verify
+from rmfx.errors import (
+    FileFormatError,
+    ModelNameError,
+    RmfxError,
+    RuntimeUnavailableError,
+    TraceError,
+    UnsupportedModelError,
+)
+
+_FAILED, _BAD_REQUEST, _INTERRUPTED = 1, 2, 130
+_BAD_REQUESTS = (FileFormatError, ModelNameError, RuntimeUnavailableError, TraceError, UnsupportedModelError)
+
+_HELP = """Remove the residual connections of a PyTorch network, exactly.
+
+A MODEL is torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a saved .rmfx file. Results go to
+standard output, progress and errors to standard error.
+
+Exit codes: 0 done; 1 the result is wrong or could not be made; 2 the request cannot be carried out as written;
+3 some residual sums were refused and --strict was given; 130 interrupted. RMFX_DEBUG=1 adds tracebacks.
+"""
+
+app = typer.Typer(name="rmfx", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+for command in (explain, convert, verify, export, demo, doctor):
+    app.command()(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.out(f"rmfx {metadata.version('rmfx')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+def main() -> None:
+    """Run the command line and leave the process with one of the exit codes above."""
+    try:
+        show_traceback = debug.enabled()
+    except RmfxError as error:
+        console.fail(str(error))
+        sys.exit(_BAD_REQUEST)
+    try:
+        app()
+    except RmfxError as error:
+        if show_traceback:
+            raise
+        console.fail(str(error))
+        sys.exit(_BAD_REQUEST if isinstance(error, _BAD_REQUESTS) else _FAILED)
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            console.fail("interrupted")
+        raise

@@ -1,0 +1,132 @@
+"""Where the command line writes: results to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rmfx.report import Report
+
+_SILENT_SECONDS = 2.0  # work that takes longer says what it is doing, also in a log file
+_STATUS_STYLE = {"removed": None, "kept": "yellow", "refused": "red"}
+
+
+def out(text: str) -> None:
+    """Print one result line on standard output, unwrapped and unstyled."""
+    print(text, file=sys.stdout)
+
+
+def out_json(data: dict[str, Any]) -> None:
+    """Print one JSON document on standard output."""
+    print(json.dumps(data, indent=2, allow_nan=False), file=sys.stdout)
+
+
+def note(text: str) -> None:
+    """Print one line about the progress of the work on standard error."""
+    print(text, file=sys.stderr)
+
+
+def fail(text: str) -> None:
+    """Print an error on standard error, in red on a terminal."""
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(text)}", highlight=False)
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show that ``what`` is being done: a spinner on a terminal, else one line when it takes over 2 seconds.
+
+    What third-party libraries print meanwhile goes to standard error: standard output is for results.
+    """
+    with contextlib.redirect_stdout(sys.stderr), _spinner(what):
+        yield
+
+
+@contextlib.contextmanager
+def _spinner(what: str) -> Iterator[None]:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(f"{escape(what)} ..."):
+            yield
+        return
+    timer = threading.Timer(_SILENT_SECONDS, note, (f"{what} ...",))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class StepBars:
+    """One progress bar per kind of work; call it as ``bars(what, done, total)``.
+
+    On a terminal it draws bars; in a log file it writes one line when a kind of work begins.
+    """
+
+    def __init__(self) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> StepBars:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+            if not self._progress.console.is_terminal:
+                note(f"{what} ...")
+        self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+def show_report(report: Report) -> None:
+    """Print a report: a coloured table on a terminal, else its plain text."""
+    if not sys.stdout.isatty():
+        out(str(report))
+        return
+    console = Console()
+    if report.entries:
+        console.print(_report_table(report))
+    console.print(escape(report.summary()), highlight=False)
+    for line in report.passes:
+        console.print(f"{line.name}: {line.applied} applied, {len(line.refused)} refused", highlight=False)
+    for text in report.notes:
+        console.print(f"note: {escape(text)}", highlight=False)
+
+
+def _report_table(report: Report) -> Table:
+    table = Table(header_style="bold")
+    for title in ("place", "kind", "status", "carrier", "MACs", "parameters", "why, and for which sizes"):
+        table.add_column(title, overflow="fold", justify="right" if title in ("MACs", "parameters") else "left")
+    for entry in report.entries:
+        cells = (
+            entry.name,
+            entry.kind,
+            entry.status,
+            entry.carrier or "-",
+            _change(entry.macs_before, entry.macs_after),
+            _change(entry.params_before, entry.params_after),
+            "; ".join(filter(None, (entry.reason, *entry.size_conditions))),
+        )
+        table.add_row(*map(escape, cells), style=_STATUS_STYLE[entry.status])
+    return table
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "-"
+    growth = f" ({after / before:.2f}x)" if before else ""
+    return f"{before:,} -> {after:,}{growth}"

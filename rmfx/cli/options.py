@@ -1,0 +1,126 @@
+"""The options that several commands share: how they are spelled, parsed and explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+Carrier = Literal["auto", "direct", "masked", "split"]
+Downsample = Literal["cheaper", "conv", "input"]
+Fuse = Literal["cheaper", "always", "never"]
+Dtype = Literal["float32", "float64", "float16", "bfloat16"]
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read ``3,32,32`` or ``3x32x32``.
+
+    Raises:
+        typer.BadParameter: for anything else, or a size below 1.
+
+    >>> parse_shape("3,32,32")
+    (3, 32, 32)
+    """
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no shape: write the sizes without the batch, like 3,224,224") from None
+    if min(shape) < 1:
+        raise typer.BadParameter(f"{text!r} holds a size below 1")
+    return shape
+
+
+def parse_policy(text: str) -> str | list[str]:
+    """Read ``all``, ``none``, or places separated by commas.
+
+    >>> parse_policy("layer1.0, layer1.1")
+    ['layer1.0', 'layer1.1']
+    """
+    if text == "all":
+        return text
+    return [] if text == "none" else [place.strip() for place in text.split(",") if place.strip()]
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a .rmfx file."
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="State dict to load: .safetensors, or .pt without code in it."),
+]
+PretrainedOption = Annotated[
+    bool, typer.Option("--pretrained", help="Download the weights that torchvision or timm publish.")
+]
+SizeOption = Annotated[
+    int | None, typer.Option("--size", min=1, help="Height and width of the input; default: the published ones.")
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option("--input-shape", metavar="C,H,W", help="Whole input shape without the batch, like 3,224,224."),
+]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Batch size of the example input.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Dtype the network is cast to first.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random weights and random inputs.")]
+
+PolicyOption = Annotated[
+    str,
+    typer.Option("--policy", metavar="all|none|PLACES", help="What to remove; places as 'rmfx explain' shows them."),
+]
+CarrierOption = Annotated[Carrier, typer.Option("--carrier", help="How carried channels pass the activations.")]
+DownsampleOption = Annotated[
+    Downsample, typer.Option("--downsample", help="Where a projection shortcut is applied: first conv or last.")
+]
+FuseOption = Annotated[Fuse, typer.Option("--fuse", help="Whether to compose consecutive linear convs.")]
+MaxGrowthOption = Annotated[
+    float | None, typer.Option("--max-growth", min=0.0, help="Refuse regions whose MACs grow beyond this factor.")
+]
+KeepBnOption = Annotated[bool, typer.Option("--keep-bn", help="Keep batch norms, for training the plain network.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Leave with code 3 when a residual sum is refused.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to build the named network and its example input."""
+
+    weights: Path | None = None
+    pretrained: bool = False
+    size: int | None = None
+    shape: tuple[int, ...] | None = None
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of :func:`rmfx.convert` that the command line offers."""
+
+    policy: str | list[str] = "all"
+    carrier: Carrier = "auto"
+    downsample: Downsample = "cheaper"
+    fuse: Fuse = "cheaper"
+    max_growth: float | None = None
+    keep_bn: bool = False
+
+
+def model_options(
+    weights: Path | None, pretrained: bool, size: int | None, shape: str | None, batch: int, dtype: str, seed: int
+) -> ModelOptions:
+    """Gather parsed command-line values.
+
+    Raises:
+        typer.BadParameter: for a malformed shape, or options that exclude each other.
+    """
+    if size is not None and shape is not None:
+        raise typer.BadParameter("--size and --input-shape exclude each other: give one of them")
+    if weights is not None and pretrained:
+        raise typer.BadParameter("--weights and --pretrained exclude each other: give one of them")
+    parsed = None if shape is None else parse_shape(shape)
+    return ModelOptions(weights, pretrained, size, parsed, batch, getattr(torch, dtype), seed)

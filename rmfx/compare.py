@@ -1,0 +1,106 @@
+"""Compares two networks: hostile inputs, outputs of any nesting, and the noise that rounding alone makes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+AMPLITUDE = 8.0  # standard deviation of hostile inputs: signed, and well beyond the bounds of ReLU6 and Hardswish
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def hostile_like(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, batch: int, grow: int = 0) -> Inputs:
+    """Random inputs in the shape of the given ones, in float64; what is no floating tensor stays as it is.
+
+    Args:
+        batch: size of dimension 0 of tensors of rank 2 and more.
+        grow: added to every spatial size (dimensions 2 and up).
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        shape = list(x.shape)
+        if len(shape) > 1:
+            shape[0] = batch
+            shape[2:] = [size + grow for size in shape[2:]]
+        return (torch.randn(shape, generator=random, dtype=torch.float64) * AMPLITUDE).to(x.device)
+
+    drawn_args, drawn_kwargs = pytree.tree_map(draw, (args, dict(kwargs)))
+    return drawn_args, drawn_kwargs
+
+
+def run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first."""
+    args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if _floating(x) else x, inputs)
+    with torch.no_grad(), exact_matmuls():
+        return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _floating(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+@contextmanager
+def exact_matmuls() -> Iterator[None]:
+    """IEEE arithmetic on CUDA: TF32 reads 10 bits of mantissa, and a Dirac filter through it is no identity."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of ``model`` in eval mode with all floating tensors in ``dtype``."""
+    return copy.deepcopy(model).to(dtype).eval()
+
+
+def relative_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest absolute difference over all outputs, each relative to the largest magnitude expected in it.
+
+    Infinite where shapes or counts differ, or where one is finite and the other is not.
+
+    >>> relative_difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
+    0.5
+    """
+    if len(actual) != len(expected) or any(a.shape != b.shape for a, b in zip(actual, expected, strict=True)):
+        return float("inf")
+    return max((_difference(a.double(), b.double()) for a, b in zip(actual, expected, strict=True)), default=0.0)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    if actual.numel() == 0 or torch.equal(actual, expected):
+        return 0.0
+    gap = float((actual - expected).abs().max())
+    scale = float(expected.abs().max())
+    if gap != gap or gap == float("inf"):
+        return float("inf")
+    return gap / scale if scale else float("inf")
+
+
+def noise_floor(model: nn.Module, inputs: Inputs, expected: list[Tensor], seed: int) -> float:
+    """How much the float64 outputs of ``model`` move when every weight moves by one unit in its last place.
+
+    That is the place of the dtype the weights are stored in. Deep random networks amplify rounding; no comparison
+    can be finer than this.
+    """
+    random = torch.Generator().manual_seed(seed)
+    moved = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            up = torch.randint(0, 2, parameter.shape, generator=random).to(parameter.device, torch.bool)
+            ends = torch.where(up, torch.inf, -torch.inf).to(parameter.dtype)
+            parameter.copy_(torch.nextafter(parameter, ends))
+    return relative_difference(run(moved.double(), inputs, torch.float64), expected)

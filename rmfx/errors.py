@@ -1,0 +1,48 @@
+"""Every error that rmfx raises on purpose, one line of meaning each."""
+
+
+class RmfxError(Exception):
+    """Base of all rmfx errors: catch this to catch them all."""
+
+
+class UnsupportedModelError(RmfxError):
+    """The model as a whole cannot be converted (training mode, quantised, several devices, ...)."""
+
+
+class TraceError(RmfxError):
+    """The model's Python code cannot be followed; names the file and line."""
+
+
+class NormalFormError(RmfxError):
+    """A graph is not, or cannot be brought, into the normal form that passes rely on."""
+
+
+class InexactError(RmfxError):
+    """An algebraic step whose exactness condition does not hold; ``str(error)`` is the condition.
+
+    Internal to planning: passes turn it into a :class:`rmfx.rule.Refusal`.
+    """
+
+
+class VerificationError(RmfxError):
+    """Original and converted model differ; names the first surviving layer that does."""
+
+
+class NotPlainError(RmfxError):
+    """The network is not a plain chain; names the first tensor with two readers."""
+
+
+class FileFormatError(RmfxError):
+    """A saved network is damaged, hostile, or of an unknown version."""
+
+
+class ExportError(RmfxError):
+    """The ONNX file could not be made, or does not compute what the network computes."""
+
+
+class RuntimeUnavailableError(RmfxError):
+    """An execution provider or device was asked for and is not active here."""
+
+
+class ModelNameError(RmfxError):
+    """A model named on the command line cannot be built or its weights cannot be loaded."""

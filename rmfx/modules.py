@@ -1,0 +1,140 @@
+"""The few layer types rmfx adds to ``torch.nn``; everything else in a converted network is plain.
+
+All are exact, stateless apart from buffers, trace as leaves, and export to ONNX.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def along_channels(vector: Tensor, rank: int, axis: int) -> Tensor:
+    """View a per-channel vector so that it broadcasts over ``rank`` dimensions along ``axis``."""
+    if vector.dim() == 0:
+        return vector
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+class ChannelAffine(nn.Module):
+    """``y = x * weight + bias`` with one weight and bias per channel, or one for all.
+
+    The normal form of LayerScale, ``0.2 * x``, ``-x`` and ``x / 2``.
+
+    Args:
+        weight: shape ``[C]``, or ``[]`` for one scalar.
+        bias: shape of ``weight``, or ``None``.
+        axis: the channel axis of ``x``; -1 for channels-last features such as those of ``nn.Linear``.
+
+    >>> ChannelAffine(torch.tensor(0.5))(torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [0.5, 0.5]
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * along_channels(self.weight, x.dim(), self.axis)
+        return y if self.bias is None else y + along_channels(self.bias, x.dim(), self.axis)
+
+    def extra_repr(self) -> str:
+        shown = float(self.weight) if self.weight.dim() == 0 else f"channels={len(self.weight)}"
+        return f"{shown}, bias={self.bias is not None}, axis={self.axis}"
+
+
+class ChannelClamp(nn.Module):
+    """Clamp each channel to its own ``[low, high]``; infinite bounds let a channel pass unchanged.
+
+    The masked form of ReLU6 and Hardtanh: a PReLU there would drop the upper bound.
+
+    Args:
+        low, high: shape ``[C]``.
+        axis: the channel axis of ``x``.
+
+    >>> clamp = ChannelClamp(torch.tensor([0.0, -torch.inf]), torch.tensor([6.0, torch.inf]))
+    >>> clamp(torch.tensor([[[[9.0]], [[-9.0]]]])).flatten().tolist()
+    [6.0, -9.0]
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = along_channels(self.low, x.dim(), self.axis)
+        high = along_channels(self.high, x.dim(), self.axis)
+        return torch.maximum(torch.minimum(x, high), low)
+
+    def extra_repr(self) -> str:
+        return f"channels={len(self.low)}, axis={self.axis}"
+
+
+class MaskedActivation(nn.Module):
+    """Apply ``activation`` to the channels of ``mask`` and pass the others unchanged.
+
+    The masked carrier of any pointwise activation that no PReLU or clamp can express.
+
+    Args:
+        activation: a pointwise module.
+        mask: bool, shape ``[C]``, true where the activation acts.
+        axis: the channel axis of ``x``.
+
+    >>> masked = MaskedActivation(nn.Sigmoid(), torch.tensor([True, False]))
+    >>> masked(torch.zeros(1, 2, 1, 1)).flatten().tolist()
+    [0.5, 0.0]
+    """
+
+    mask: Tensor
+
+    def __init__(self, activation: nn.Module, mask: Tensor, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.activation = activation
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(along_channels(self.mask, x.dim(), self.axis), self.activation(x), x)
+
+    def extra_repr(self) -> str:
+        return f"active={int(self.mask.sum())} of {len(self.mask)}, axis={self.axis}"
+
+
+class SizeGuard(nn.Module):
+    """Pass ``x`` on unchanged, or raise where its sizes are not those a rewrite was proven for.
+
+    Args:
+        sizes: the spatial sizes (all dimensions after batch and channels) the network was converted for.
+        reason: the size condition, for the message.
+
+    Raises:
+        ValueError: when ``x`` has other spatial sizes.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], reason: str) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.reason = reason
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[2:]) != self.sizes:
+            raise ValueError(
+                f"this network was converted for spatial size {self.sizes}, got {tuple(x.shape[2:])}: "
+                f"{self.reason}. Convert again with example inputs of the new size."
+            )
+        return x
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}"

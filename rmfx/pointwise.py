@@ -1,0 +1,255 @@
+"""Pointwise nonlinearities: where they are the identity, where they map a range, how several become one.
+
+A *pointwise step* of the rewritten network applies one activation to some channels and carries the others
+unchanged. Families of layers can hold both exactly: slopes (PReLU: ReLU is slope 0, the identity slope 1),
+bounds (per-channel clamp: ReLU6 is [0, 6], the identity unbounded) and masks (``where``). In the training form
+batch norms are pointwise steps too, and their family is a wider norm.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rmfx.modules import ChannelClamp, MaskedActivation
+
+Range = tuple[float, float]
+EVERYTHING: Range = (-math.inf, math.inf)
+
+# Monotone activations: the image of an interval is spanned by the images of its ends.
+_MONOTONE = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.LogSigmoid,
+    nn.Softsign,
+)
+# Activations with one dip below zero, and a lower bound of it; above it they rise and stay below x.
+_DIPPING: dict[type[nn.Module], float] = {nn.SiLU: -0.2785, nn.GELU: -0.1701, nn.Mish: -0.3089, nn.Hardswish: -0.375}
+_OTHER = (nn.LeakyReLU, nn.PReLU, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, ChannelClamp, MaskedActivation)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CARRIED = "carried_channels"  # on a batch norm that a pass has made, and in its node.meta: channels only carried
+POINTWISE: tuple[type[nn.Module], ...] = (*_MONOTONE, *_DIPPING, *_OTHER)
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether ``module`` is an activation that acts on every element by itself."""
+    return type(module) in POINTWISE
+
+
+def identity_range(module: nn.Module) -> Range | None:
+    """The interval on which ``module(x) == x`` exactly in real arithmetic, or ``None``.
+
+    >>> identity_range(nn.ReLU6())
+    (0.0, 6.0)
+    """
+    if isinstance(module, nn.ReLU6):
+        return 0.0, 6.0
+    if isinstance(module, nn.Hardtanh):
+        return float(module.min_val), float(module.max_val)
+    if isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU)):
+        return 0.0, math.inf
+    if isinstance(module, nn.Hardswish):
+        return 3.0, math.inf
+    if isinstance(module, MaskedActivation):
+        return identity_range(module.activation)
+    if isinstance(module, ChannelClamp) and not module.low.is_meta:
+        return float(module.low.max()), float(module.high.min())
+    return None
+
+
+def is_identity_on(module: nn.Module, values: Range) -> bool:
+    """Whether ``module`` changes no value of the interval ``values``."""
+    inside = identity_range(module)
+    return inside is not None and inside[0] <= values[0] and values[1] <= inside[1]
+
+
+def image(module: nn.Module, values: Range) -> Range:
+    """An interval that holds ``module(x)`` for all ``x`` in ``values``.
+
+    >>> image(nn.ReLU6(), (-1.0, 9.0))
+    (0.0, 6.0)
+    """
+    low, high = values
+    if is_identity_on(module, values):
+        return values
+    if type(module) in _MONOTONE:
+        ends = module(torch.tensor([low, high], dtype=torch.float64))
+        return float(ends[0]), float(ends[1])
+    if type(module) in _DIPPING:
+        return (min(0.0, _DIPPING[type(module)]) if low < 0 else 0.0), max(0.0, high)
+    if isinstance(module, nn.LeakyReLU) and module.negative_slope >= 0:
+        return min(low, low * module.negative_slope) if low < 0 else low, max(0.0, high) if low < 0 else high
+    if isinstance(module, MaskedActivation):
+        inner = image(module.activation, values)
+        return min(low, inner[0]), max(high, inner[1])
+    if isinstance(module, ChannelClamp) and not module.low.is_meta:
+        bottom, top = float(module.low.min()), float(module.high.max())
+        return min(max(low, bottom), top), max(min(high, top), bottom)
+    return EVERYTHING
+
+
+def split_constant(module: nn.Module) -> float | None:
+    """``k`` with ``module(t) - module(-t) == k * t`` for all ``t``, or ``None`` where there is none.
+
+    >>> split_constant(nn.ReLU()), split_constant(nn.ReLU6())
+    (1.0, None)
+    """
+    return 1.0 if type(module) is nn.ReLU else None
+
+
+def same_function(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two activation modules of one type have equal arguments and tensors."""
+    if type(first) is not type(second) or first.extra_repr() != second.extra_repr():
+        return False
+    mine, theirs = first.state_dict(), second.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Channels ``positions`` of a stack, and the activation they go through; ``None`` carries them unchanged."""
+
+    activation: nn.Module | None
+    positions: Tensor
+
+
+def combine(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
+    """One activation layer for ``channels`` stacked channels, or ``None`` when no family holds all parts.
+
+    Channels that no part covers are dead and may become anything that keeps 0 at 0.
+
+    Args:
+        parts: disjoint channel sets; at least one has an activation.
+        channels: width of the stack.
+        axis: channel axis, 1 for convolutions, -1 for linear layers.
+    """
+    acting = [part.activation for part in parts if part.activation is not None]
+    uniform = len(acting) == len(parts) and all(same_function(acting[0], other) for other in acting)
+    if uniform and not _per_channel(acting[0]):
+        return copy.deepcopy(acting[0])
+    families = (_as_norm, _as_slopes, _as_bounds, _as_mask)
+    return next((layer for family in families if (layer := family(parts, channels, axis)) is not None), None)
+
+
+def _per_channel(module: nn.Module) -> bool:
+    return any(tensor.numel() > 1 for tensor in module.state_dict().values())
+
+
+def _as_norm(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
+    """A widened batch norm: the identity on carried channels, ``w = sqrt(var + eps), b = mean`` (equation 2)."""
+    norms = [part.activation for part in parts if isinstance(part.activation, NORMS)]
+    if axis != 1 or len(norms) != sum(part.activation is not None for part in parts):
+        return None
+    if len({(type(norm), norm.eps, norm.momentum) for norm in norms}) != 1:
+        return None
+    wide = identity_norm(norms[0], channels)
+    carried = torch.ones(channels, dtype=torch.bool)
+    for part in parts:
+        if isinstance(part.activation, NORMS):
+            carried[part.positions] = False
+            _copy_statistics(part.activation, wide, part.positions)
+    wide.__dict__[CARRIED] = carried.nonzero().flatten().tolist()
+    return wide
+
+
+def identity_norm(like: nn.Module, channels: int) -> nn.modules.batchnorm._BatchNorm:
+    """A batch norm of the type, eps and momentum of ``like`` that is the identity on all ``channels``."""
+    assert isinstance(like, NORMS)
+    norm = type(like)(channels, like.eps, like.momentum, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.fill_(math.sqrt(1.0 + like.eps))
+    norm.__dict__[CARRIED] = list(range(channels))
+    return norm
+
+
+def _copy_statistics(
+    norm: nn.modules.batchnorm._BatchNorm, wide: nn.modules.batchnorm._BatchNorm, positions: Tensor
+) -> None:
+    assert wide.running_mean is not None and wide.running_var is not None
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        wide.running_mean[positions] = norm.running_mean.double().cpu()
+        wide.running_var[positions] = norm.running_var.double().cpu()
+        wide.weight[positions] = 1.0 if norm.weight is None else norm.weight.double().cpu()
+        wide.bias[positions] = 0.0 if norm.bias is None else norm.bias.double().cpu()
+
+
+def _as_slopes(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
+    if axis != 1:  # nn.PReLU reads its channels from dimension 1
+        return None
+    slopes = torch.zeros(channels, dtype=torch.float64)
+    for part in parts:
+        slope = _slopes(part.activation)
+        if slope is None:
+            return None
+        slopes[part.positions] = slope.double()
+    layer = nn.PReLU(channels, dtype=torch.float64)
+    trains = any(p.requires_grad for part in parts if part.activation is not None for p in part.activation.parameters())
+    layer.weight = nn.Parameter(slopes, requires_grad=trains)
+    return layer
+
+
+def _slopes(module: nn.Module | None) -> Tensor | None:
+    """The slope below zero: a scalar, or one per channel of the part."""
+    if module is None:
+        return torch.tensor(1.0)
+    if type(module) is nn.ReLU:
+        return torch.tensor(0.0)
+    if type(module) is nn.LeakyReLU:
+        return torch.tensor(module.negative_slope, dtype=torch.float64)
+    return module.weight.detach().cpu() if type(module) is nn.PReLU else None
+
+
+def _as_bounds(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
+    low = torch.full((channels,), -math.inf, dtype=torch.float64)
+    high = torch.full((channels,), math.inf, dtype=torch.float64)
+    for part in parts:
+        bounds = _bounds(part.activation)
+        if bounds is None:
+            return None
+        low[part.positions], high[part.positions] = bounds[0].double(), bounds[1].double()
+    return ChannelClamp(low, high, axis)
+
+
+def _bounds(module: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    if module is None:
+        return torch.tensor(-math.inf), torch.tensor(math.inf)
+    if type(module) is ChannelClamp:
+        return module.low.cpu(), module.high.cpu()
+    if type(module) in (nn.ReLU, nn.ReLU6, nn.Hardtanh):
+        low, high = identity_range(module) or EVERYTHING
+        return torch.tensor(low), torch.tensor(high)
+    return None
+
+
+def _as_mask(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
+    mask = torch.zeros(channels, dtype=torch.bool)
+    chosen: nn.Module | None = None
+    for part in parts:
+        inner, active = _masked(part.activation)
+        if inner is None:
+            continue
+        if _per_channel(inner) or (chosen is not None and not same_function(chosen, inner)):
+            return None
+        chosen = inner
+        mask[part.positions] = active
+    return None if chosen is None else MaskedActivation(copy.deepcopy(chosen), mask, axis)
+
+
+def _masked(module: nn.Module | None) -> tuple[nn.Module | None, Tensor]:
+    if isinstance(module, MaskedActivation):
+        return module.activation, module.mask.cpu()
+    return module, torch.tensor(True)

@@ -1,0 +1,99 @@
+"""The front door: an ``nn.Module`` in, its graph over a private copy out. The caller's model is never touched."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections import OrderedDict
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from rmfx.admit import check_admissible
+from rmfx.errors import RmfxError, TraceError, UnsupportedModelError
+from rmfx.settle import settle
+from rmfx.tracer import Tracer, is_leaf, is_user_file
+
+_WHAT_TO_DO = (
+    "Follow one path for every input: decide with Python values known before the call, write tensors out of place, "
+    "and put what must stay opaque into a function marked with torch.fx.wrap."
+)
+
+
+def trace(model: nn.Module, *, allow_training: bool = False) -> fx.GraphModule:
+    """The graph of ``model`` in eval mode, over a copy that shares every parameter and buffer that nothing changes.
+
+    Args:
+        model: any module; a ``GraphModule`` is traced again, its names, places and lines are kept.
+        allow_training: trace a model in training mode as if it were in eval mode, instead of refusing it.
+
+    Raises:
+        UnsupportedModelError: when the model as a whole cannot be converted.
+        TraceError: when its code cannot be followed; names the file and line.
+
+    >>> [node.op for node in trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()).graph.nodes]
+    ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    check_admissible(model, allow_training)
+    copied = structural_copy(model)
+    for module in copied.modules():
+        module.training = False
+    settle(copied)
+    if is_leaf(copied):  # tracing steps into its root: hold a lone layer in a box to keep it whole
+        copied = nn.Sequential(OrderedDict({type(copied).__name__.lower(): copied})).eval()
+    graph = _graph_of(copied)
+    graph._tracer_cls = None  # an unpickled result is rebuilt by torch's own tracer
+    gm = fx.GraphModule(copied, graph, type(model).__name__)
+    if isinstance(model, fx.GraphModule):
+        _keep_meta(model.graph, graph)
+    return gm
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of the modules of ``model`` that shares their parameters and buffers.
+
+    Raises:
+        UnsupportedModelError: when something that the model holds cannot be copied.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    for module in model.modules():
+        for value in vars(module).values():
+            # Weight norm and pruning keep a computed weight as an attribute, which torch refuses to deep-copy.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"the model cannot be copied ({error}): copy.deepcopy(model) must work, so that yours stays as it is"
+        ) from error
+
+
+def _graph_of(model: nn.Module) -> fx.Graph:
+    try:
+        return Tracer().trace(model)
+    except RmfxError:
+        raise
+    except Exception as error:
+        message = str(error).split("\n")[0] or type(error).__name__
+        raise TraceError(f"{_culprit(error, model)}: {message}. {_WHAT_TO_DO}") from error
+
+
+def _culprit(error: Exception, model: nn.Module) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_user_file(frame.filename)]
+    if not frames:
+        return f"the code of {type(model).__name__} cannot be followed"
+    last = frames[-1]
+    return f"{last.filename}:{last.lineno} cannot be followed (`{last.line}`)"
+
+
+def _keep_meta(old: fx.Graph, new: fx.Graph) -> None:
+    known = {node.name: node for node in old.nodes}
+    for node in new.nodes:
+        before = known.get(node.name)
+        if before is None or before.op != node.op:
+            continue
+        for key in ("place", "line"):
+            if key in before.meta:
+                node.meta[key] = before.meta[key]

@@ -1,0 +1,42 @@
+"""What every test runs under: fixed seeds, one thread per worker, markers with reasons, importable torchvision."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from rmfx.vision import import_torchvision
+
+# No deadlines: the first call of a torch kernel is slow. Derandomised: a red run must be red again.
+settings.register_profile("rmfx", deadline=None, derandomize=True)
+settings.load_profile("rmfx")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep parallel workers off each other's cores, and make torchvision importable everywhere."""
+    if hasattr(config, "workerinput"):  # set by pytest-xdist in its workers only
+        torch.set_num_threads(1)
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests, with the reason that the summary prints, where there is no GPU."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU that torch can use")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
