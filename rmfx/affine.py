@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rmfx import kernels
 from rmfx.errors import InexactError
-from rmfx.grid import Axis, Grid, align, compose_grids
+from rmfx.grid import Grid, align, compose_grids
 
 Weights = tuple[Tensor, Tensor | None]
 
@@ -183,16 +183,31 @@ def _require_padding_commutes(outer: Affine, inner: Affine) -> None:
 def _compose(outer: Affine, inner: Affine, grid: Grid, groups: int) -> Weights:
     outer_weight, outer_bias = outer.weights()
     inner_weight, inner_bias = inner.weights()
+    if outer.diagonal:  # the commonest case, a norm behind a convolution: rows are scaled
+        scale = outer_weight.flatten()
+        return inner_weight * _per_row(scale, inner_weight), _sum(outer_bias, _product(scale, inner_bias))
     outer_weight = kernels.regroup(outer_weight, outer.groups, groups)
     inner_weight = kernels.regroup(inner_weight, inner.groups, groups)
     steps = [(a.dilation, o, i) for a, o, i in zip(grid.axes, outer.grid.axes, inner.grid.axes, strict=True)]
     outer_weight = _on_lattice(outer_weight, [o.dilation * i.stride // d for d, o, i in steps])
     inner_weight = _on_lattice(inner_weight, [i.dilation // d for d, o, i in steps])
     weight = kernels.compose_weights(outer_weight, inner_weight, groups)
-    biases = [] if outer_bias is None else [outer_bias]
-    if inner_bias is not None:
-        biases.append(kernels.compose_bias(outer_weight, inner_bias, groups))
-    return weight, sum(biases[1:], biases[0]) if biases else None
+    shift = None if inner_bias is None else kernels.compose_bias(outer_weight, inner_bias, groups)
+    return weight, _sum(outer_bias, shift)
+
+
+def _per_row(vector: Tensor, weight: Tensor) -> Tensor:
+    return vector.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _product(scale: Tensor, vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else scale * vector
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def _on_lattice(weight: Tensor, step: Sequence[int]) -> Tensor:
@@ -222,7 +237,7 @@ def add(first: Affine, second: Affine) -> Affine:
             w, b = term.weights()
             w = kernels.spread(kernels.regroup(w, term.groups, groups), grid.kernel, where.slices(term.grid.kernel))
             weight = w if weight is None else weight + w
-            bias = b if bias is None else bias if b is None else bias + b
+            bias = _sum(bias, b)
         assert weight is not None
         return weight, bias
 
@@ -275,16 +290,15 @@ def stack(blocks: Sequence[Block], in_channels: int, out_channels: int, groups: 
 
 
 def _columns(block: Block, height: int, width: int) -> Tensor:
-    """Column within its group of each weight of ``block``: ``[out, in/groups]`` of the block's own shape."""
+    """Column within its group of each weight of ``block``: ``[out or 1, in/groups]`` of the block's own shape."""
     affine = block.affine
     own = torch.arange(affine.in_channels).reshape(affine.groups, -1)
-    own = own.repeat_interleave(affine.out_channels // affine.groups, 0)
-    columns = block.columns[own] - (block.rows // height * width)[:, None]
+    groups = block.rows // height
+    if affine.groups == 1 and bool((groups == groups[0]).all()):
+        groups = groups[:1]  # every row reads the same columns
+    else:
+        own = own.repeat_interleave(affine.out_channels // affine.groups, 0)
+    columns = block.columns[own] - (groups * width)[:, None]
     if bool(((columns < 0) | (columns >= width)).any()):
         raise InexactError("a weight falls outside its group")
     return columns
-
-
-def crop_free(axis: Axis) -> bool:
-    """Whether strided sampling along this axis has exactly the axis' output size, whatever the input size."""
-    return axis.excess == 0

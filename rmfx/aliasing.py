@@ -103,7 +103,7 @@ class _Resolver:
             return bool(getattr(self.modules[node.target], "inplace", False))
         if node.op not in ("call_function", "call_method"):
             return False
-        return _is_in_place_name(node) or _flag(node) is True or node.kwargs.get("out") is not None
+        return writes_by_name(node)
 
     def _is_same(self, node: fx.Node) -> bool:
         """Whether the result is the very tensor that comes in."""
@@ -232,6 +232,11 @@ def _are_apart(cell: _Cell, other: _Cell) -> bool:
 
 def _reads_metadata(node: fx.Node) -> bool:
     return is_plain_value(node, set(node.all_input_nodes))
+
+
+def writes_by_name(node: fx.Node) -> bool:
+    """Whether a function or method node says that it writes: a trailing underscore, an ``inplace`` or ``out``."""
+    return _is_in_place_name(node) or _flag(node) is True or node.kwargs.get("out") is not None
 
 
 def _is_in_place_name(node: fx.Node) -> bool:

@@ -91,7 +91,8 @@ def place_block(
         target: ``[O, I/G, *K]``, written.
         block: ``[o, i/g, *k]`` with ``g = block_groups``.
         rows: ``[o]``, the output channel of ``target`` for each row of ``block``.
-        columns: ``[o, i/g]``, the column of ``target`` (within its group) for each weight of ``block``.
+        columns: ``[o, i/g]``, the column of ``target`` (within its group) for each weight of ``block``; one row
+            ``[1, i/g]`` where all are alike.
         index: the taps of ``target`` that ``block`` takes.
     """
     if _is_run(rows) and bool((columns == columns[:1]).all()) and _is_run(columns[0]):

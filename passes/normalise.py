@@ -1,0 +1,206 @@
+"""Brings a traced graph into normal form: one spelling per operation, one call site per layer, nothing in place.
+
+    y = F.relu_(bn(x)); y += x       =>      bn = bn(x); relu = ReLU(bn); y = operator.add(relu, x)
+
+Each step stands where it does for a reason:
+
+1. in-place operations, before anything is removed: their readers are known only then;
+2. constant expressions, so that computed weights are weights for the steps below;
+3. what does nothing in eval mode, so that the steps below see through it;
+4. functions and methods that are layers, first those that need no ranks, then the ranks that these give, then the rest;
+5. sums, differences and scalings, which need the ranks too;
+6. one call site per layer, when no step adds calls any more;
+7. dead code, unused layers and weights;
+8. ``meta["origin"]``: the name under which a value of the original network is known from here on.
+
+What is not known stays in the graph as it is. Every step is linear in the number of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from rmfx.aliasing import resolve_in_place
+from rmfx.arithmetic import Arithmetic
+from rmfx.constants import fold_constants
+from rmfx.install import Installer, clone_sharing
+from rmfx.kinds import Kind, infer_kinds, parameter_dtype
+from rmfx.modules import SizeGuard
+from rmfx.opnames import is_eval_dropout, is_torch_function, op_name
+from rmfx.spelling import spell
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NO_OPS = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
+
+
+def normalise(gm: fx.GraphModule) -> fx.GraphModule:
+    """Bring ``gm`` into normal form, in place; returns it.
+
+    Args:
+        gm: what :func:`rmfx.trace.trace` gives. Its layers are changed; tensors that it shares with others are not.
+
+    Raises:
+        NormalFormError: when an in-place operation cannot be given an out-of-place meaning.
+    """
+    installer = Installer(gm)
+    resolve_in_place(gm)
+    fold_constants(gm, installer)
+    _drop_no_ops(gm)
+    _spell(gm, installer)
+    _one_call_site_each(gm, installer)
+    _drop_dead_code(gm)
+    _drop_unused(gm)
+    for node in gm.graph.nodes:
+        node.meta["origin"] = node.name
+        node.meta.setdefault("place", "")
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    return first if isinstance(first, fx.Node) else None
+
+
+# -- 3. what does nothing ---------------------------------------------------------------------------------------------
+
+
+def _drop_no_ops(gm: fx.GraphModule) -> None:
+    for node in list(gm.graph.nodes):
+        if _is_assert(node):
+            gm.graph.erase_node(node)
+        elif _is_no_op(gm, node) and (source := _source(node)) is not None:
+            node.replace_all_uses_with(source)
+            gm.graph.erase_node(node)
+
+
+def _is_assert(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in _ASSERTS and not node.users
+
+
+def _is_no_op(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(gm.get_submodule(str(node.target)), _NO_OPS)
+    return is_eval_dropout(node) or _is_plain_copy(gm, node)
+
+
+def _is_plain_copy(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node copies a dense tensor: nothing writes any more, so the copy is the tensor."""
+    if op_name(node) != "clone" or node.kwargs or len(node.args) != 1:
+        return False
+    source = node.args[0]
+    return isinstance(source, fx.Node) and (source.op == "call_module" or op_name(source) == "add")
+
+
+# -- 4. and 5. one spelling per operation ------------------------------------------------------------------------------
+
+
+def _spell(gm: fx.GraphModule, installer: Installer) -> None:
+    constant = _constant_reader(gm)
+    _spell_layers(gm, installer, lambda node: Kind(), constant)
+    kinds = infer_kinds(gm)
+    _spell_layers(gm, installer, kinds.__getitem__, constant)
+    arithmetic = Arithmetic(installer, kinds, constant, parameter_dtype(gm))
+    for node in list(gm.graph.nodes):
+        arithmetic.rewrite(node)
+
+
+def _spell_layers(
+    gm: fx.GraphModule,
+    installer: Installer,
+    kind: Callable[[fx.Node], Kind],
+    constant: Callable[[fx.Node], Tensor | None],
+) -> None:
+    for node in gm.graph.nodes:
+        spelled = spell(node, kind, constant)
+        if spelled is not None:
+            installer.layer(node, spelled.layer, spelled.source)
+
+
+def _constant_reader(gm: fx.GraphModule) -> Callable[[fx.Node], Tensor | None]:
+    def read(node: fx.Node) -> Tensor | None:
+        if node.op != "get_attr":
+            return None
+        value: object = gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value if isinstance(value, Tensor) else None
+
+    return read
+
+
+# -- 6. one call site per layer ---------------------------------------------------------------------------------------
+
+
+def _one_call_site_each(gm: fx.GraphModule, installer: Installer) -> None:
+    seen: set[int] = set()
+    for node in gm.graph.nodes:
+        if node.op != "call_module":
+            continue
+        target = str(node.target)
+        module = gm.get_submodule(target)
+        if id(module) in seen:
+            module = clone_sharing(module)
+            place, _, word = target.rpartition(".")
+            node.target = installer.free_name(place, f"{word}_1")
+            gm.add_submodule(node.target, module)
+        seen.add(id(module))
+        _make_plain(module)
+        if len(node.kwargs) == 1 and not node.args:
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
+
+
+def _make_plain(module: nn.Module) -> None:
+    """A batch norm's subclass that inherits ``forward`` computes what the batch norm does, and becomes one."""
+    if isinstance(module, _NORMS) and type(module) not in _NORMS:
+        module.__class__ = next(cls for cls in type(module).__mro__ if cls in _NORMS)
+
+
+# -- 7. what is left over ---------------------------------------------------------------------------------------------
+
+
+def _drop_dead_code(gm: fx.GraphModule) -> None:
+    for node in reversed(gm.graph.nodes):
+        if not node.users and _is_pure(gm, node):
+            gm.graph.erase_node(node)
+
+
+def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return False
+    if node.op == "call_module":
+        return not isinstance(gm.get_submodule(str(node.target)), SizeGuard)
+    return node.op != "call_function" or is_torch_function(node.target)
+
+
+def _drop_unused(gm: fx.GraphModule) -> None:
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    _prune(gm, "", called, read)
+
+
+def _prune(owner: nn.Module, prefix: str, called: set[str], read: set[str]) -> bool:
+    """Remove from ``owner`` what no node names; returns whether anything is left."""
+    for table in (owner._parameters, owner._buffers):
+        for name in [name for name in table if prefix + name not in read]:
+            del table[name]
+    for name, child in list(owner._modules.items()):
+        path = prefix + name
+        if path not in called and (child is None or not _prune(child, f"{path}.", called, read)):
+            del owner._modules[name]
+        elif child is not None:
+            child.training = False
+    return bool(owner._parameters or owner._buffers or owner._modules)
