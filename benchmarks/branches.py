@@ -52,7 +52,7 @@ def measure(name: str) -> tuple[list[Figure], dict[str, object]]:
     counts = [convs(m) for m in (model, theirs, converted)]
     ours = float((want - got).abs().max() / want.abs().max())
     timms = float((want - reference).abs().max() / want.abs().max())
-    left, joins = parallel_convs(converted), count_joins(converted, (x,))
+    left, joins = parallel_convs(converted), len(count_joins(converted, x))
     muls = [macs(m) for m in (model, theirs, converted)]
     figures = [
         Figure(name, "convs left on a parallel branch", left, 0),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import rmfx
 from benchmarks.common import Figure, finish, options, torchvision_model, tracked
-from rmfx.plain import count_joins, count_onnx_joins
+from rmfx.plain import Join, count_joins, count_onnx_joins
 
 MODELS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"),
@@ -78,7 +78,7 @@ def noise_floor(model: nn.Module, truth: list[Tensor], batches: list[Tensor]) ->
     return worst
 
 
-def joins_in_onnx(converted: nn.Module, x: Tensor) -> int:
+def joins_in_onnx(converted: nn.Module, x: Tensor) -> tuple[Join, ...]:
     """Joins in the file that ``torch.onnx`` writes with its optimiser off."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
@@ -91,7 +91,7 @@ def measure(name: str) -> tuple[list[Figure], dict[str, object]]:
     batches = inputs()
     model = torchvision_model(name)
     converted = rmfx.convert(model, verify=False)
-    joins = count_joins(converted, (batches[0],))
+    joins = count_joins(converted, batches[0])
     onnx_joins = joins_in_onnx(converted, batches[0])
     single, converted_single = run(model, batches), run(converted, batches)
     report = rmfx.report(converted)
@@ -102,14 +102,19 @@ def measure(name: str) -> tuple[list[Figure], dict[str, object]]:
     difference = largest(truth, run(rmfx.convert(model, verify=False), batches))
     errors = [(of(truth, single), of(truth, converted_single)) for of in (largest, mean_square)]
     figures = [
-        Figure(name, "joins left in the exported graph", joins, 0),
-        Figure(name, "joins left in the ONNX file", onnx_joins, 0),
+        Figure(name, "joins left in the exported graph", len(joins), 0),
+        Figure(name, "joins left in the ONNX file", len(onnx_joins), 0),
         Figure(name, "relative difference, float64", difference, max(TOLERANCE, NOISE_FACTOR * floor)),
         Figure(name, "float32 error, ratio of largest", errors[0][1] / errors[0][0], FLOAT32_FACTOR),
         Figure(name, "float32 error, ratio of RMS", errors[1][1] / errors[1][0], FLOAT32_FACTOR),
     ]
     statuses = {status: report.count(status) for status in ("removed", "kept", "refused")}
-    samples = {"noise_floor": floor, "float32_errors": errors, "sums": statuses}
+    samples = {
+        "noise_floor": floor,
+        "float32_errors": errors,
+        "sums": statuses,
+        "joins_left": [str(j) for j in (*joins, *onnx_joins)],
+    }
     return figures, samples
 
 

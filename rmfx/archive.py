@@ -103,5 +103,5 @@ def _digest(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         found.update(json.dumps([name, text]).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import onnx
 import onnx.inliner
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor, fx, nn
 
 from rmfx.errors import ExportError, FileFormatError
@@ -28,7 +27,9 @@ Kind = Literal["sum", "concat", "stack", "where", "maximum", "slice", "gate", "o
 _TORCH_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("add", "sub", "rsub", "lerp", "addcmul", "addcdiv"), "sum"),
     **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), "maximum"),
-    **dict.fromkeys(("slice_scatter", "select_scatter", "index_put", "scatter", "masked_scatter", "index_copy"), "slice"),
+    **dict.fromkeys(
+        ("slice_scatter", "select_scatter", "index_put", "scatter", "masked_scatter", "index_copy"), "slice"
+    ),
     **dict.fromkeys(("mul", "div", "pow", "matmul", "mm", "bmm", "einsum", "linear", "prelu"), "gate"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "scaled_dot_product_attention"), "gate"),
     "cat": "concat",
@@ -108,7 +109,7 @@ def count_onnx_joins(path: str | os.PathLike[str]) -> tuple[Join, ...]:
     """
     try:
         model = onnx.load(os.fspath(path), load_external_data=False)
-    except (OSError, DecodeError) as problem:
+    except Exception as problem:  # OSError, or one of protobuf's own
         raise FileFormatError(f"cannot read {path} as ONNX: {problem}") from problem
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)

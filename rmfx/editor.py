@@ -43,7 +43,7 @@ class Editor:
 
     def layer(self, module: nn.Module, source: fx.Node, before: fx.Node, name: str) -> fx.Node:
         """Insert ``module`` under the qualified ``name`` reading ``source``; replaces what had that name."""
-        self.gm.add_submodule(name, module)
+        self.gm.add_submodule(name, module.eval())
         self._taken.add(name)
         with self.gm.graph.inserting_before(before):
             node = self.gm.graph.call_module(name, (source,))

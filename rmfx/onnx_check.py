@@ -92,7 +92,9 @@ def _in_float64(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu().double()
 
 
-def _trials(module: nn.Module, truth: nn.Module, example: tuple[Tensor, ...], batched: Sequence[bool]) -> Iterator[Trial]:
+def _trials(
+    module: nn.Module, truth: nn.Module, example: tuple[Tensor, ...], batched: Sequence[bool]
+) -> Iterator[Trial]:
     first = _trial("the example inputs", module, truth, example)
     if first is None:
         raise ExportError("the network's output for the example inputs is not finite, so nothing can be compared")

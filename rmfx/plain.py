@@ -22,8 +22,8 @@ _STRICT = (
 def to_sequential(converted: fx.GraphModule, strict: bool = False) -> nn.Sequential:
     """The layers of ``converted`` in order, if it is a plain chain: no tensor has two readers.
 
-    The layers are the module objects of ``converted`` itself, not copies: memory is not doubled, and a change of weights
-    in one shows in the other.
+    The layers are the module objects of ``converted`` itself, not copies: memory is not doubled, and a change of
+    weights in one shows in the other.
 
     Args:
         converted: a network in normal form, usually from ``rmfx.convert``.
@@ -87,7 +87,7 @@ def _layer(converted: fx.GraphModule, node: fx.Node, source: fx.Node) -> nn.Modu
     flatten = _flatten(node, source)
     if flatten is not None:
         return flatten
-    raise NotPlainError(f"{_named(node)} is no layer of one tensor: {node.op} {_called(node)}")
+    raise NotPlainError(f"node {_named(node)} is no layer of one tensor: {node.op} {_called(node)}")
 
 
 def _flatten(node: fx.Node, source: fx.Node) -> nn.Flatten | None:
@@ -122,6 +122,8 @@ def _called(node: fx.Node) -> str:
 
 
 def _named(node: fx.Node) -> str:
-    """Name and place of a node, for messages."""
-    place = node.meta.get("place") or (str(node.target) if node.op == "call_module" else "")
-    return f"{node.name!r} (in {place})" if place and place != node.name else repr(node.name)
+    """A node for messages: a layer by its qualified name, anything else by its own name and place."""
+    if node.op == "call_module":
+        return repr(str(node.target))
+    place = node.meta.get("place")
+    return f"{node.name!r} (in {place})" if place else repr(node.name)

@@ -1,7 +1,7 @@
 """Sessions of onnxruntime that run where they were asked to, or not at all.
 
-By default onnxruntime moves to the CPU whatever an execution provider cannot do: the whole session when the provider does
-not start, single operators when it lacks them. Here both are errors.
+By default onnxruntime moves to the CPU whatever an execution provider cannot do: the whole session when the provider
+does not start, single operators when it lacks them. Here both are errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>\d+))?")
 _SILENT = 4  # log only what is fatal: every error reaches the caller as an exception
 
 
-def session(path_or_bytes: str | os.PathLike[str] | bytes, device: str = "cpu", optimise: bool = True) -> InferenceSession:
+def session(
+    path_or_bytes: str | os.PathLike[str] | bytes, device: str = "cpu", optimise: bool = True
+) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` on ``device``, with no fallback to another one.
 
     Args:
@@ -58,7 +60,7 @@ def session(path_or_bytes: str | os.PathLike[str] | bytes, device: str = "cpu", 
     active = made.get_providers()[0]
     if active != _provider(kind):
         raise RuntimeUnavailableError(f"asked onnxruntime for {_provider(kind)}, and it chose {active}")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def run(session: InferenceSession, inputs: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:

@@ -3,7 +3,7 @@
 ``None``, booleans, integers, finite floats, strings and lists are themselves. Everything else is an object with exactly
 one key, its tag: ``{"tuple": [1, 1]}``, ``{"float": "inf"}``, ``{"slice": [null, 3, null]}``, ``{"dict": [["a", 1]]}``,
 ``{"dtype": "torch.float32"}``, ``{"device": "cuda:0"}``, ``{"memory_format": "torch.channels_last"}``,
-``{"ellipsis": null}``, ``{"node": "relu_1"}``.
+``{"ellipsis": "Ellipsis"}``, ``{"node": "relu_1"}``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(val
 _FORMATS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.memory_format)}
 _PART = re.compile(r"(?!__)[\w+/: -]+")
 _PLAIN = (bool, int, str, type(None))
+# Types whose str() says everything; floats here are infinite or no number.
+_BY_TEXT: tuple[tuple[type, str], ...] = (
+    (float, "float"),
+    (fx.Node, "node"),
+    (torch.dtype, "dtype"),
+    (torch.device, "device"),
+    (torch.memory_format, "memory_format"),
+    (type(Ellipsis), "ellipsis"),
+)
 
 
 def encode(value: object, depth: int = 0) -> Json:
@@ -40,12 +49,8 @@ def encode(value: object, depth: int = 0) -> Json:
     """
     if depth > MAX_DEPTH:
         raise FileFormatError(f"a value nests deeper than {MAX_DEPTH} levels")
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN or (isinstance(value, float) and math.isfinite(value)):
         return value  # type: ignore[return-value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
     if isinstance(value, list):
         return [encode(item, depth + 1) for item in value]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
@@ -54,14 +59,9 @@ def encode(value: object, depth: int = 0) -> Json:
         return {"dict": [[_key(key), encode(item, depth + 1)] for key, item in value.items()]}
     if isinstance(value, slice):
         return {"slice": [encode(part, depth + 1) for part in (value.start, value.stop, value.step)]}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value)}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    if isinstance(value, torch.memory_format):
-        return {"memory_format": str(value)}
-    if value is Ellipsis:
-        return {"ellipsis": None}
+    for kind, tag in _BY_TEXT:
+        if isinstance(value, kind):
+            return {tag: str(value)}
     raise FileFormatError(f"a value of type {type(value).__module__}.{type(value).__qualname__} has no JSON form")
 
 
@@ -94,7 +94,7 @@ def shorten(data: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def fields(entry: object, what: str, types: Mapping[str, type | tuple[type, ...]]) -> list[Any]:
+def fields(entry: object, what: str, types: Mapping[str, Any]) -> list[Any]:
     """The values of the JSON object ``entry``, in the order of ``types``.
 
     Raises:
@@ -164,12 +164,12 @@ def _node(content: object, nodes: Nodes, depth: int) -> fx.Node:
 def _float(content: object, nodes: Nodes, depth: int) -> float:
     if content not in ("inf", "-inf", "nan"):
         raise FileFormatError(f"not a float: {shorten(content)}")
-    return float(content)  # type: ignore[arg-type]
+    return float(str(content))
 
 
 def _device(content: object, nodes: Nodes, depth: int) -> torch.device:
     try:
-        return torch.device(content)  # type: ignore[call-overload, no-any-return]
+        return torch.device(content)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as problem:
         raise FileFormatError(f"not a device: {shorten(content)}") from problem
 

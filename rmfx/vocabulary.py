@@ -27,28 +27,30 @@ _TORCH = """
     conv_transpose1d conv_transpose2d conv_transpose3d cos cumsum diff div einsum eq erf exp expm1 eye flatten flip
     floor floor_divide fmod full full_like gather ge gt index_select isfinite isinf isnan le lerp linspace log log10
     log1p log2 log_softmax logical_and logical_not logical_or logical_xor logsumexp lt masked_fill matmul max maximum
-    mean meshgrid min minimum mm movedim mul multiply narrow ne neg norm numel ones ones_like outer permute pixel_shuffle
-    pixel_unshuffle pow prelu prod reciprocal relu repeat_interleave reshape roll round rsqrt rsub select selu sigmoid
-    sign sin softmax split sqrt square squeeze stack std sub subtract sum swapaxes tan tanh tensordot tile topk transpose
-    tril triu true_divide trunc unbind unflatten unsqueeze var where zeros zeros_like _assert
+    mean meshgrid min minimum mm movedim mul multiply narrow ne neg norm numel ones ones_like outer permute
+    pixel_shuffle pixel_unshuffle pow prelu prod reciprocal relu repeat_interleave reshape roll round rsqrt rsub
+    select selu sigmoid sign sin softmax split sqrt square squeeze stack std sub subtract sum swapaxes tan tanh
+    tensordot tile topk transpose tril triu true_divide trunc unbind unflatten unsqueeze var where zeros zeros_like
+    _assert
 """
 
 _FUNCTIONAL = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear celu dropout dropout1d dropout2d dropout3d
-    elu embedding fold gelu glu grid_sample affine_grid group_norm hardshrink hardsigmoid hardswish hardtanh instance_norm
-    interpolate layer_norm leaky_relu linear local_response_norm logsigmoid lp_pool1d lp_pool2d max_pool1d max_pool2d
-    max_pool3d mish normalize one_hot pad prelu relu relu6 rms_norm rrelu scaled_dot_product_attention selu sigmoid silu
-    softmax softmin softplus softshrink softsign tanh tanhshrink threshold unfold upsample
+    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear celu dropout dropout1d dropout2d
+    dropout3d elu embedding fold gelu glu grid_sample affine_grid group_norm hardshrink hardsigmoid hardswish hardtanh
+    instance_norm interpolate layer_norm leaky_relu linear local_response_norm logsigmoid lp_pool1d lp_pool2d
+    max_pool1d max_pool2d max_pool3d mish normalize one_hot pad prelu relu relu6 rms_norm rrelu
+    scaled_dot_product_attention selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink
+    threshold unfold upsample
 """
 
 _METHODS = """
-    abs add all amax amin any argmax argmin bmm bool ceil chunk clamp clamp_max clamp_min clone contiguous cos cumsum detach
-    dim div double eq exp expand expand_as flatten flip float floor ge gt half index_select int item le log log_softmax long
-    lt masked_fill matmul max maximum mean min minimum mm movedim mul narrow ne neg new_ones new_zeros norm numel permute pow
-    prod reciprocal relu repeat repeat_interleave reshape reshape_as roll round rsqrt select sigmoid sin size softmax split
-    sqrt square squeeze stride std sub sum swapaxes t tanh tile to topk transpose type_as unbind unflatten unfold unsqueeze
-    var view view_as where
+    abs add all amax amin any argmax argmin bmm bool ceil chunk clamp clamp_max clamp_min clone contiguous cos cumsum
+    detach dim div double eq exp expand expand_as flatten flip float floor ge gt half index_select int item le log
+    log_softmax long lt masked_fill matmul max maximum mean min minimum mm movedim mul narrow ne neg new_ones
+    new_zeros norm numel permute pow prod reciprocal relu repeat repeat_interleave reshape reshape_as roll round rsqrt
+    select sigmoid sin size softmax split sqrt square squeeze stride std sub sum swapaxes t tanh tile to topk
+    transpose type_as unbind unflatten unfold unsqueeze var view view_as where
 """
 
 

@@ -30,6 +30,7 @@ from rmfx.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from rmfx.report import Totals
 
 NETS = """
 import torch
@@ -265,7 +266,7 @@ def test_the_report_is_a_table_on_a_terminal(
         rmfx.Entry("layer1.0", "add", "identity", "removed", "direct", macs_before=10, macs_after=20),
         rmfx.Entry("layer1.[1]", "add_1", "identity", "refused", reason="a second reader"),
     )
-    report = rmfx.Report(entries, rmfx.Totals(100, 150))
+    report = rmfx.Report(entries, Totals(100, 150))
     console.show_report(report)
     assert capsys.readouterr().out == f"{report}\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
