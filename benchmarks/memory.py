@@ -1,8 +1,9 @@
 """Peak memory of a conversion, over the sizes of the original and the converted network together.
 
-Method: each network in a fresh process, which imports everything and converts a tiny network (so that lazily loaded
-code and torch's thread pools are there), notes its resident memory, builds the network, hands free heap back to the
-system, and notes it again less the network's own tensors; the smaller of the two is the *baseline*. The kernel's
+Method: each network in a fresh process, which imports everything, converts a tiny network and builds the network once
+for nothing (so that lazily loaded code, thread pools and compiled kernels are there), hands free heap back to the
+system and notes its resident memory; builds the network, hands back again, and notes it less the network's own
+tensors; the smaller of the two is the *baseline*. The kernel's
 high-water mark of resident memory is then reset (``/proc/self/clear_refs``, Linux), the network is converted with
 ``verify=False``, and the mark is read (``VmHWM``). Figure: (mark - baseline) / (bytes of the original's tensors + bytes
 of the converted network's). A conversion that holds both and nothing else gives 1; the limit of 1.2 leaves a fifth
@@ -69,6 +70,7 @@ class _Residual(nn.Module):
 def measure_here(name: str) -> dict[str, int]:
     """The measurement itself; once per process."""
     warm_up()
+    torchvision_model(name, IMAGE)
     release_heap()
     before = resident("VmRSS")
     model = torchvision_model(name, IMAGE)

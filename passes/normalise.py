@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, fx, nn
 
-from rmfx.aliasing import resolve_in_place
+from rmfx.aliasing import NO_OPS, resolve_in_place
 from rmfx.arithmetic import Arithmetic
 from rmfx.constants import fold_constants
 from rmfx.install import Installer, clone_sharing
@@ -33,15 +32,6 @@ from rmfx.opnames import is_eval_dropout, is_torch_function, op_name
 from rmfx.spelling import spell
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_NO_OPS = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 _ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
 
 
@@ -93,7 +83,7 @@ def _is_assert(node: fx.Node) -> bool:
 
 def _is_no_op(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(gm.get_submodule(str(node.target)), _NO_OPS)
+        return isinstance(gm.get_submodule(str(node.target)), NO_OPS)
     return is_eval_dropout(node) or _is_plain_copy(gm, node)
 
 
@@ -155,7 +145,7 @@ def _one_call_site_each(gm: fx.GraphModule, installer: Installer) -> None:
         if id(module) in seen:
             module = clone_sharing(module)
             place, _, word = target.rpartition(".")
-            node.target = installer.free_name(place, f"{word}_1")
+            node.target = installer.free_name(place, word)
             gm.add_submodule(node.target, module)
         seen.add(id(module))
         _make_plain(module)

@@ -128,13 +128,14 @@ def _entry(item: Applied | Refused) -> Entry:
 
 
 def with_names(report: Report, gm: fx.GraphModule, before: Before) -> Report:
-    """``report`` with what is known once all layers have their names: carried taps and the parameter map."""
+    """``report`` with what is known once all layers have their names: carried taps and norms, the parameter map."""
     taps: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for node in gm.graph.nodes:
         for origin, indices in node.meta.get(TAPS, {}).items():
             taps.setdefault(origin, []).extend((f"{node.target}.weight", index) for index in indices)
     entries = tuple(replace(entry, carried_taps=tuple(taps.get(entry.node, ()))) for entry in report.entries)
-    return replace(report, entries=entries, parameter_map=_parameter_map(gm, before))
+    carried = {str(node.target): tuple(node.meta[CARRIED]) for node in gm.graph.nodes if CARRIED in node.meta}
+    return replace(report, entries=entries, parameter_map=_parameter_map(gm, before), carried_norms=carried)
 
 
 def _parameter_map(gm: fx.GraphModule, before: Before) -> dict[str, tuple[str, ...]]:
@@ -156,11 +157,6 @@ def _moves(gm: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, str]]:
         yield str(node.target), str(node.target)
     elif (module := module_of(node)) is not None:
         yield from ((f"{node.target}.{name}", f"{node.target}.{name}") for name in module.state_dict())
-
-
-def carried_norms(gm: fx.GraphModule) -> dict[str, list[int]]:
-    """The carried channels of every widened batch norm, by its name."""
-    return {str(node.target): node.meta[CARRIED] for node in gm.graph.nodes if CARRIED in node.meta}
 
 
 def clean(gm: fx.GraphModule) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from rmfx.errors import UnsupportedModelError
 
@@ -54,8 +54,10 @@ def _describe(value: object) -> str:
 
 def _check_wrapper(model: nn.Module) -> None:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise UnsupportedModelError(f"the model is wrapped in {type(model).__name__}: give the model inside, model.module")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise UnsupportedModelError(
+            f"the model is wrapped in {type(model).__name__}: give the model inside, model.module"
+        )
+    if "_orig_mod" in model._modules:
         raise UnsupportedModelError("the model was compiled by torch.compile: give the model inside, model._orig_mod")
     if "forward" in vars(model):
         raise UnsupportedModelError(
@@ -79,7 +81,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _check_tensors(model: nn.Module) -> None:
     devices: dict[torch.device, str] = {}
     for name, tensor in _named_tensors(model):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UnsupportedModelError(f"{name} is lazy and has no shape yet: run the model on one batch first")
         devices.setdefault(tensor.device, name)
     for name, parameter in model.named_parameters():
@@ -114,5 +116,6 @@ def _check_eval(model: nn.Module) -> None:
         if module.training and type(module) is not nn.Module:
             first = f"{name} ({type(module).__name__})" if name else "the model"
             raise UnsupportedModelError(
-                f"{first} is in training mode; rmfx converts what the model computes in eval mode: call model.eval() first"
+                f"{first} is in training mode, and rmfx converts what a model computes in eval mode: "
+                "call model.eval() first"
             )

@@ -2,8 +2,8 @@
 
 ``torch.fx`` records ``relu_(x)`` as a node whose result nobody needs to read: the readers of ``x`` that come later see
 the new values only because memory is shared. Here each value of the graph belongs to a *cell* (the nodes that are one
-and the same tensor) and each cell to one or more *roots* (allocations its memory may lie in). An in-place operation on a
-cell becomes an ordinary one, and every later reader of the cell reads its result:
+and the same tensor) and each cell to one or more *roots* (allocations its memory may lie in). An in-place operation on
+a cell becomes an ordinary one, and every later reader of the cell reads its result:
 
     x -> relu_(x)                      x -> relu(x) -> r
     x -> conv      (later)      =>     r -> conv
@@ -36,8 +36,17 @@ from rmfx.opnames import (
 )
 from rmfx.tracer import IN_PLACE_OPERATORS, location
 
-_DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_SAME_LAYERS = (nn.Identity, SizeGuard, *_DROPOUT_LAYERS)
+# Layers that give back the very tensor that comes in, in eval mode.
+NO_OPS = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_SAME_LAYERS = (*NO_OPS, SizeGuard)
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 _INPLACE_OPERATORS = frozenset(getattr(operator, name) for name in IN_PLACE_OPERATORS)
 
@@ -163,8 +172,7 @@ class _Resolver:
         for root in cell.roots:
             if root.constant is not None:
                 raise NormalFormError(
-                    f"{_where(node)} writes into {root.constant}, which would change the model on every call: "
-                    f"{_ADVICE}"
+                    f"{_where(node)} writes into {root.constant}, which would change the model on every call: {_ADVICE}"
                 )
             for other in root.cells:
                 if other is cell or _are_apart(cell, other):

@@ -90,7 +90,7 @@ class Arithmetic:
 
     def _terms(self, node: fx.Node) -> tuple[_Term, ...]:
         """``node`` as a sum of one or two scaled tensors; empty where it is none that keeps its type."""
-        given = dict(node.kwargs)
+        given: dict[str, Any] = dict(node.kwargs)
         alpha = given.pop("alpha", 1)
         values = [*node.args, *(given.pop(name) for name in ("input", "self", "other") if name in given)]
         if given.pop("rounding_mode", None) is not None or given or not _is_number(alpha):

@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike[str], error: type[RmfxError]) -> Iterator[
     >>> target.read_text(), [entry.name for entry in target.parent.iterdir()]
     ('whole', ['note.txt'])
     """
-    target = Path(os.path.realpath(path))
+    target = _real(path, error)
     folder = _scratch_folder(target, error)
     try:
         yield folder / target.name
@@ -44,6 +44,14 @@ def replacing(path: str | os.PathLike[str], error: type[RmfxError]) -> Iterator[
         raise error(f"cannot write {target}: {_reason(problem)}; what was there before is unchanged") from problem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _real(path: str | os.PathLike[str], error: type[RmfxError]) -> Path:
+    """Where ``path`` leads when its symbolic links are followed."""
+    try:
+        return Path(os.path.realpath(path))
+    except (TypeError, ValueError) as problem:  # no path at all, or a zero byte in it
+        raise error(f"{path!r} is no path: {problem}") from problem
 
 
 def _scratch_folder(target: Path, error: type[RmfxError]) -> Path:
@@ -67,16 +75,12 @@ def _publish(folder: Path, target: Path) -> None:
         _flush(file)
     for file in written:
         os.replace(file, target.with_name(file.name))
-    _flush(target.parent)
 
 
 def _flush(path: Path) -> None:
-    """Force a file's contents, or a folder's list of names, out of the caches."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Force a file's contents onto the disk, so that a crash after the move finds them there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _reason(problem: OSError) -> str:

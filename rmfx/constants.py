@@ -77,7 +77,9 @@ def _compute(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         value = getattr(args[0], str(node.target))(*args[1:], **kwargs) if node.op == "call_method" else None
         value = node.target(*args, **kwargs) if callable(node.target) else value
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise NormalFormError(f"{node.name} ({location(node)}) cannot be computed from its constants: {error}") from error
+        raise NormalFormError(
+            f"{node.name} ({location(node)}) cannot be computed from its constants: {error}"
+        ) from error
     parameters = [known[source] for source in node.all_input_nodes if isinstance(known[source], nn.Parameter)]
     if isinstance(value, Tensor) and value.is_floating_point() and parameters:
         value = nn.Parameter(value.detach(), requires_grad=any(parameter.requires_grad for parameter in parameters))

@@ -19,11 +19,10 @@ from rmfx.inputs import as_tuple, bind, describe
 from rmfx.passes import inference_passes, training_passes
 from rmfx.passes.normalise import normalise
 from rmfx.pipeline import run_passes
-from rmfx.report import META_KEY, Entry, Report
+from rmfx.report import Entry, Report, attach
 from rmfx.restore import restore
 from rmfx.rule import PassResult
 from rmfx.trace import trace
-from rmfx.training import META_KEY as CARRIED_NORMS
 from rmfx.verify import verify as verify_models
 
 Policy = str | Callable[[Entry], bool] | Collection[str]
@@ -132,9 +131,7 @@ def convert(
     emit(gm, planned.tensors)
     gm.recompile()
     gm.train(model.training)
-    gm.meta[META_KEY] = account.with_names(report, gm, planned.before)
-    if keep_bn:
-        gm.meta[CARRIED_NORMS] = account.carried_norms(gm)
+    attach(gm, account.with_names(report, gm, planned.before))
     account.clean(gm)
     return gm
 

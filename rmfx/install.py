@@ -15,6 +15,7 @@ class Installer:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
+        self._counts: dict[tuple[str, str], int] = {}
         self.device = next((tensor.device for tensor in (*gm.parameters(), *gm.buffers())), torch.device("cpu"))
 
     def layer(self, node: fx.Node, module: nn.Module, source: fx.Node) -> None:
@@ -47,10 +48,11 @@ class Installer:
     def free_name(self, place: str, word: str) -> str:
         """A qualified name in ``place`` that nothing has: ``word``, or ``word_1``, ..."""
         owner = self._owner(place)
-        name, count = word, 0
+        name, count = word, self._counts.get((place, word), 0)
         while hasattr(owner, name):
             count += 1
             name = f"{word}_{count}"
+        self._counts[place, word] = count  # a word asked for a thousand times is not searched a thousand times
         return f"{place}.{name}" if place else name
 
     def _add(self, place: str, word: str, module: nn.Module) -> str:

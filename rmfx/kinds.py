@@ -27,28 +27,43 @@ _BY_DIMS: dict[int, tuple[type[nn.Module], ...]] = {
     for dims in (1, 2, 3)
 }
 _DIMS = {layer: dims for dims, layers in _BY_DIMS.items() for layer in layers}
-_WEIGHTED = (*_BY_DIMS[1][:2], *_BY_DIMS[2][:2], *_BY_DIMS[3][:2], nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_RESHAPING = (nn.Flatten, nn.Unflatten, nn.Embedding, nn.EmbeddingBag, nn.Fold, nn.Unfold, nn.PixelShuffle, nn.PixelUnshuffle)
+_WEIGHTED = (
+    *_BY_DIMS[1][:2],
+    *_BY_DIMS[2][:2],
+    *_BY_DIMS[3][:2],
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)
+_RESHAPING = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.Fold,
+    nn.Unfold,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+)
+
+_KEEPING_FILES = "activation batchnorm dropout instancenorm linear normalization padding pooling upsampling"
+_KEEPING_NAMES = """
+    relu relu6 hardtanh clamp clip clamp_min clamp_max leaky_relu prelu elu selu celu gelu silu mish hardswish
+    hardsigmoid sigmoid tanh softplus softsign tanhshrink hardshrink softshrink logsigmoid log_sigmoid threshold
+    _threshold abs neg negative positive pos contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout
+    feature_alpha_dropout batch_norm group_norm softmax log_softmax interpolate exp sqrt square
+"""
+_RANK_KEEPING_NAMES = "permute transpose swapaxes movedim layer_norm cat concat roll flip"
+_BINARY_NAMES = "add sub subtract rsub mul multiply div divide truediv true_divide maximum minimum pow"
 
 # Files of torch.nn whose layers keep rank and channels, but for what _layer_kind names.
-_KEEPING_HOMES = frozenset(
-    {"rmfx.modules"}
-    | {
-        f"torch.nn.modules.{file}"
-        for file in "activation batchnorm dropout instancenorm linear normalization padding pooling upsampling".split()
-    }
-)
-
+_KEEPING_HOMES = frozenset({"rmfx.modules"} | {f"torch.nn.modules.{file}" for file in _KEEPING_FILES.split()})
 # Functions of one tensor that keep its rank, channels and dtype.
-_KEEPING = frozenset(
-    """
-    relu relu6 hardtanh clamp clip clamp_min clamp_max leaky_relu prelu elu selu celu gelu silu mish hardswish hardsigmoid
-    sigmoid tanh softplus softsign tanhshrink hardshrink softshrink logsigmoid log_sigmoid threshold _threshold abs neg
-    negative positive pos contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout
-    batch_norm group_norm softmax log_softmax interpolate exp sqrt square
-    """.split()
-)
-_BINARY = frozenset("add sub subtract rsub mul multiply div divide truediv true_divide maximum minimum pow".split())
+_KEEPING = frozenset(_KEEPING_NAMES.split())
+# Functions that keep the rank and the floats, and move channels or add some.
+_RANK_KEEPING = frozenset(_RANK_KEEPING_NAMES.split())
+_BINARY = frozenset(_BINARY_NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,8 @@ def _kind(
     read = [kinds[source] for source in node.all_input_nodes if kinds[source].tensor]
     if name in _KEEPING and read:
         return read[0]
+    if name in _RANK_KEEPING and read:
+        return Kind(True, next((kind.rank for kind in read if kind.rank), None), any(kind.floating for kind in read))
     if name in _BINARY and read:
         ranks = [kind.rank for kind in read]
         rank = None if None in ranks else max(rank for rank in ranks if rank is not None)

@@ -53,7 +53,7 @@ _ARGUMENTS: dict[type[nn.Module], str] = {
     nn.ReLU6: "inplace",
     nn.Hardtanh: "min_val max_val inplace",
     nn.LeakyReLU: "negative_slope inplace",
-    nn.PReLU: "num_parameters",
+    nn.PReLU: "num_parameters init",
     nn.RReLU: "lower upper inplace",
     nn.ELU: "alpha inplace",
     nn.CELU: "alpha inplace",

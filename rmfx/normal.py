@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from rmfx.aliasing import is_plain_value, writes_by_name
+from rmfx.aliasing import NO_OPS, is_plain_value, writes_by_name
 from rmfx.errors import NormalFormError
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
 from rmfx.opnames import is_eval_dropout, is_torch_function
@@ -38,7 +37,9 @@ ACTIVATIONS = (
     nn.LogSigmoid,
     nn.Threshold,
 )
-_STEMS = "Conv BatchNorm MaxPool AvgPool AdaptiveMaxPool AdaptiveAvgPool ZeroPad ConstantPad ReflectionPad ReplicationPad"
+_STEMS = (
+    "Conv BatchNorm MaxPool AvgPool AdaptiveMaxPool AdaptiveAvgPool ZeroPad ConstantPad ReflectionPad ReplicationPad"
+)
 PLAIN: tuple[type[nn.Module], ...] = (
     *ACTIVATIONS,
     *(getattr(nn, f"{stem}{dims}d") for stem in _STEMS.split() for dims in (1, 2, 3)),
@@ -54,16 +55,6 @@ PLAIN: tuple[type[nn.Module], ...] = (
     SizeGuard,
 )
 """The layer classes that passes reason about. A layer of any other class is legal and opaque."""
-
-NO_OPS = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 
 
 def check_normal(gm: fx.GraphModule) -> None:
@@ -161,6 +152,3 @@ def _check_tree(gm: fx.GraphModule) -> None:
             if not any(True for _ in (*child.children(), *child.parameters(False), *child.buffers(False))):
                 raise NormalFormError(f"rule 5 of the normal form: nothing calls the layer {path}")
             pending.append((f"{path}.", child))
-
-
-__all__ = ["ACTIVATIONS", "NO_OPS", "PLAIN", "check_normal"]

@@ -1,8 +1,8 @@
 """What the operations of torch do to memory, by name: the tables that alias analysis and constant folding share.
 
-A name stands for the function of ``torch`` or ``torch.nn.functional`` and for the method of a tensor alike. What is in no
-table is unknown: its result may share memory with any of its inputs. ``tests/test_aliasing.py`` runs every entry
-against torch.
+A name stands for the function of ``torch`` or ``torch.nn.functional`` and for the method of a tensor alike. What is
+in no table is unknown: its result may share memory with any of its inputs. ``tests/test_aliasing.py`` runs every
+entry of ``FRESH`` against torch.
 """
 
 from __future__ import annotations
@@ -18,44 +18,54 @@ from torch.nn import functional
 
 from rmfx.tracer import IN_PLACE_OPERATORS
 
+_FRESH = """
+    abs acos add addcdiv addcmul addmm all amax amin any argmax argmin asin atan avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d baddbmm batch_norm bmm cat ceil celu clamp clamp_max clamp_min clip clone concat conv1d conv2d
+    conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos cosh cumprod cumsum div divide elu embedding eq erf
+    erfc exp expm1 flip floor floor_divide fmod ge gelu glu group_norm gt hardshrink hardsigmoid hardswish hardtanh
+    index_select instance_norm interpolate layer_norm le leaky_relu lerp linear local_response_norm log log10 log1p
+    log2 log_sigmoid log_softmax logical_and logical_not logical_or logsigmoid logsumexp lt masked_fill matmul
+    max_pool1d max_pool2d max_pool3d maximum mean minimum mish mm mul multiply ne neg negative norm normalize one_hot
+    ones_like pad pow prelu prod reciprocal relu relu6 remainder repeat roll round rrelu rsqrt rsub selu sigmoid sign
+    silu sin sinh softmax softmin softplus softshrink softsign sqrt square stack std sub subtract sum tan tanh
+    tanhshrink threshold _threshold topk tril triu true_divide trunc var where zeros_like full_like
+    truediv floordiv mod
+    scaled_dot_product_attention
+"""
+_VIEWS = """
+    as_strided broadcast_to chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute
+    pixel_shuffle pixel_unshuffle channel_shuffle reshape reshape_as select split squeeze swapaxes t to transpose
+    type_as unbind unflatten unfold unsqueeze view view_as double float half bfloat16
+"""
+_METADATA = "size dim ndimension numel nelement stride is_floating_point is_contiguous element_size"
+_METADATA_ATTRIBUTES = "shape ndim dtype device layout is_cuda requires_grad itemsize nbytes"
+_DROPOUTS = """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout stochastic_depth
+"""
+_NO_OUT_OF_PLACE = """
+    alpha_dropout_ apply_ bernoulli_ cauchy_ copy_ dropout_ exponential_ feature_alpha_dropout_ feature_dropout_ fill_
+    geometric_ log_normal_ map_ normal_ random_ resize_ resize_as_ set_ uniform_ zero_
+"""
+
 # The result is new memory, whatever the arguments.
-FRESH = frozenset(
-    """
-    abs acos add addcdiv addcmul addmm all any amax amin arange argmax argmin asin atan avg_pool1d avg_pool2d
-    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d baddbmm batch_norm bmm cat ceil celu clamp clamp_max clamp_min clip clone concat conv1d conv2d conv3d
-    conv_transpose1d conv_transpose2d conv_transpose3d cos cosh cumprod cumsum div divide elu embedding eq erf erfc exp expm1
-    flip floor floor_divide fmod ge gelu glu group_norm gt hardshrink hardsigmoid hardswish hardtanh index_select
-    instance_norm interpolate layer_norm le leaky_relu lerp linear local_response_norm log log10 log1p log2 log_sigmoid
-    log_softmax logical_and logical_not logical_or logsigmoid logsumexp lt masked_fill matmul max_pool1d max_pool2d max_pool3d
-    maximum mean minimum mish mm mul multiply ne neg negative norm normalize one_hot ones ones_like pad pow prelu prod
-    reciprocal relu relu6 remainder repeat roll round rrelu rsqrt rsub scaled_dot_product_attention selu sigmoid sign silu
-    sin sinh softmax softmin softplus softshrink softsign sqrt square stack std sub subtract sum tan tanh tanhshrink
-    _threshold threshold topk tril triu true_divide trunc truediv var where zeros zeros_like linspace full full_like floordiv
-    mod invert and_ or_ xor
-    """.split()
-)
+FRESH = frozenset(_FRESH.split())
 
 # The result may be a view of an argument, or that argument itself; nothing is computed.
-VIEWS = frozenset(
-    """
-    as_strided broadcast_to chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute
-    pixel_shuffle pixel_unshuffle channel_shuffle reshape reshape_as select split squeeze swapaxes t to transpose type_as
-    unbind unflatten unfold unsqueeze view view_as double float half bfloat16
-    """.split()
-)
+VIEWS = frozenset(_VIEWS.split())
 
 # Views that hand out parts which do not overlap.
 SPLITS = frozenset({"chunk", "split", "unbind"})
 
 # Reads sizes and kinds, never values: the result is no tensor.
-METADATA = frozenset("size dim ndimension numel nelement stride is_floating_point is_contiguous element_size".split())
-METADATA_ATTRIBUTES = frozenset("shape ndim dtype device layout is_cuda requires_grad itemsize nbytes".split())
+METADATA = frozenset(_METADATA.split())
+METADATA_ATTRIBUTES = frozenset(_METADATA_ATTRIBUTES.split())
 
-# Random functions that hand their input back in eval mode, with where they say so.
-DROPOUTS = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout stochastic_depth".split()
-)
+# Random functions that hand their input back in eval mode.
+DROPOUTS = frozenset(_DROPOUTS.split())
+
+# In-place functions and methods whose name without the underscore is missing or means something else.
+NO_OUT_OF_PLACE = frozenset(_NO_OUT_OF_PLACE.split())
 
 _TORCH_HOMES = ("torch", "_operator", "builtins", "math", "torchvision.ops.stochastic_depth")
 
@@ -87,7 +97,11 @@ def is_eval_dropout(node: fx.Node) -> bool:
     if op_name(node) not in DROPOUTS:
         return False
     arguments = dict(zip(_dropout_arguments(node.target), node.args, strict=False)) | dict(node.kwargs)
-    return arguments.get("training", arguments.get("train", True)) is False or arguments.get("p") == 0
+    return arguments.get("training", arguments.get("train", True)) is False or _is_zero(arguments.get("p"))
+
+
+def _is_zero(probability: Any) -> bool:
+    return isinstance(probability, int | float) and probability == 0
 
 
 def _dropout_arguments(target: Any) -> tuple[str, ...]:
@@ -125,9 +139,3 @@ def out_of_place(function: Any) -> Any | None:
 
 
 _PLAIN_OPERATORS = {"iand": "and_", "ior": "or_"}
-
-# In-place methods whose name without the underscore is missing or means something else.
-NO_OUT_OF_PLACE = frozenset(
-    "apply_ bernoulli_ cauchy_ copy_ exponential_ fill_ geometric_ log_normal_ map_ normal_ random_ resize_ resize_as_ set_ "
-    "uniform_ zero_ dropout_ feature_dropout_ feature_data_".split()
-)

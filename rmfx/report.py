@@ -12,7 +12,7 @@ from torch import fx
 from rmfx.errors import RmfxError
 
 Status = Literal["removed", "kept", "refused"]
-META_KEY = "rmfx_report"  # where a converted GraphModule carries its report: ``gm.meta[META_KEY]``
+META_KEY = "rmfx_report"  # where a converted GraphModule carries its report, see attach
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Report:
     """The account of one conversion, one :class:`Entry` per residual sum.
 
     ``str(report)`` is a table, ``report.to_dict()`` is JSON-able, ``Report.from_dict`` reads it back.
+
+    Attributes:
+        parameter_map: from every name in the original's ``state_dict`` to the tensors it went into.
+        carried_norms: with ``keep_bn=True``, the carried channels of every widened batch norm.
     """
 
     entries: tuple[Entry, ...]
@@ -73,6 +77,7 @@ class Report:
     passes: tuple[PassLine, ...] = ()
     parameter_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    carried_norms: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def count(self, status: Status) -> int:
         """How many residual sums ended in ``status``."""
@@ -105,6 +110,7 @@ class Report:
             passes=tuple(passes),
             parameter_map={old: tuple(new) for old, new in data["parameter_map"].items()},
             notes=tuple(data["notes"]),
+            carried_norms={norm: tuple(channels) for norm, channels in data["carried_norms"].items()},
         )
 
     def __str__(self) -> str:
@@ -141,13 +147,19 @@ class Report:
         return text
 
 
+def attach(converted: fx.GraphModule, report: Report) -> None:
+    """Let ``converted`` carry ``report``: ``meta`` survives ``copy.deepcopy``, the attribute survives pickling."""
+    converted.meta[META_KEY] = report
+    converted.__dict__[META_KEY] = report
+
+
 def report(converted: fx.GraphModule) -> Report:
     """The :class:`Report` that ``rmfx.convert`` left in ``converted``.
 
     Raises:
         RmfxError: when ``converted`` does not come from ``rmfx.convert`` or ``rmfx.load``.
     """
-    found = getattr(converted, "meta", {}).get(META_KEY)
+    found = getattr(converted, "meta", {}).get(META_KEY) or converted.__dict__.get(META_KEY)
     if not isinstance(found, Report):
         raise RmfxError(
             f"{type(converted).__name__} carries no rmfx report: pass the module that rmfx.convert or "

@@ -20,19 +20,16 @@ from rmfx.errors import FileFormatError
 from rmfx.graph_json import decode_graph, encode_graph
 from rmfx.layer_json import is_layer
 from rmfx.module_json import attach, encode_modules, encode_tensors
-from rmfx.report import META_KEY as REPORT_KEY
-from rmfx.report import Report
-from rmfx.training import META_KEY as NORMS_KEY
+from rmfx.report import META_KEY, Report
+from rmfx.report import attach as attach_report
 from rmfx.values import fields
 
-_NONE = type(None)
 _FIELDS = {
     "class_name": str,
     "training": bool,
     "graph": dict,
     "modules": list,
     "tensors": list,
-    "carried_norms": (dict, _NONE),
 }
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -67,9 +64,8 @@ def save(converted: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
         "graph": encode_graph(converted.graph),
         "modules": encode_modules(converted, called),
         "tensors": table,
-        "carried_norms": converted.meta.get(NORMS_KEY),
     }
-    report = converted.meta.get(REPORT_KEY)
+    report = converted.meta.get(META_KEY) or converted.__dict__.get(META_KEY)
     documents = {"graph": graph, "report": report.to_dict() if isinstance(report, Report) else None}
     _demand_loadable(documents, tensors)
     return archive.write(path, documents, tensors)
@@ -98,7 +94,7 @@ def _demand_loadable(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 
 def _assemble(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    class_name, training, graph, modules, table, carried = fields(documents["graph"], "network", _FIELDS)
+    class_name, training, graph, modules, table = fields(documents["graph"], "network", _FIELDS)
     if not class_name.isidentifier():
         raise FileFormatError(f"not the name of a class: {class_name!r}")
     # A GraphModule around an empty graph first: names in the file that collide with its own attributes are found.
@@ -114,25 +110,18 @@ def _assemble(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     except Exception as problem:  # the generated source does not compile, in one of many ways
         raise FileFormatError(f"its graph makes no valid code: {problem}") from problem
     converted.training = training
-    if carried is not None:
-        converted.meta[NORMS_KEY] = _carried(carried, layers)
     if documents["report"] is not None:
-        converted.meta[REPORT_KEY] = _report(documents["report"])
+        attach_report(converted, _report(documents["report"], layers))
     return converted
 
 
-def _carried(carried: dict[str, Any], layers: set[str]) -> dict[str, list[int]]:
-    for name, channels in carried.items():
-        whole = isinstance(channels, list) and all(type(channel) is int for channel in channels)
-        if name not in layers or not whole:
-            raise FileFormatError(f"its list of carried channels of {name!r} is malformed")
-    return carried
-
-
-def _report(data: Any) -> Report:
+def _report(data: Any, layers: set[str]) -> Report:
     try:
         report = Report.from_dict(data)
         str(report)  # reads every field as what it should be
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise FileFormatError(f"its report is malformed ({problem!r})") from problem
+    for name, channels in report.carried_norms.items():
+        if name not in layers or not all(type(channel) is int for channel in channels):
+            raise FileFormatError(f"its list of carried channels of {name!r} is malformed")
     return report

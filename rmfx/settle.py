@@ -55,9 +55,7 @@ def _settle_parametrizations(module: nn.Module) -> None:
 
 def _settle_hooks(module: nn.Module) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, WeightNorm):
-            hook.remove(module)
-        elif isinstance(hook, SpectralNorm):
+        if isinstance(hook, WeightNorm | SpectralNorm):
             hook.remove(module)
         elif isinstance(hook, prune.BasePruningMethod):
             _detach_pruned(module, hook._tensor_name)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from rmfx import builders
+from rmfx.builders import Arguments, Builder
 from rmfx.kinds import Kind
 
-Arguments = dict[str, Any]
-Builder = Callable[[Arguments, Kind], nn.Module | None]
 _REQUIRED = object()
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TENSORS = frozenset({"weight", "bias", "running_mean", "running_var"})
 
 
@@ -37,33 +36,6 @@ class Spelling:
     build: Builder
 
 
-def spell(node: fx.Node, kind: Callable[[fx.Node], Kind], constant: Callable[[fx.Node], Tensor | None]) -> Spelled | None:
-    """The layer that a function or method node stands for, with its input, or ``None`` where it is none.
-
-    Args:
-        node: any node.
-        kind: what is known of a node's value.
-        constant: the tensor that a ``get_attr`` node reads, ``None`` for other nodes.
-    """
-    spelling = METHODS.get(str(node.target)) if node.op == "call_method" else None
-    if node.op == "call_function":
-        spelling = FUNCTIONS.get(node.target)
-    if spelling is None:
-        return None
-    given = dict(node.kwargs)
-    values = node.args or (given.pop("input", None),)
-    if not isinstance(values[0], fx.Node) or len(values) > len(spelling.parameters) + 1:
-        return None
-    if node.target in ("view", "reshape"):
-        return _flatten_by_size(node)
-    given |= dict(zip(spelling.parameters, values[1:], strict=False))
-    if not given.keys() <= spelling.parameters.keys():
-        return None
-    bound = _bind(spelling.parameters | given, constant)
-    layer = None if bound is None else spelling.build(bound, kind(values[0]))
-    return None if layer is None else Spelled(layer, values[0])
-
-
 @dataclass(frozen=True)
 class Spelled:
     """A layer and the node it reads."""
@@ -72,16 +44,52 @@ class Spelled:
     source: fx.Node
 
 
-def _bind(given: Mapping[str, Any], constant: Callable[[fx.Node], Tensor | None]) -> Arguments | None:
+Constants = Callable[[fx.Node], Tensor | None]
+
+
+def spell(node: fx.Node, kind: Callable[[fx.Node], Kind], constant: Constants) -> Spelled | None:
+    """The layer that a function or method node stands for, with its input, or ``None`` where it is none.
+
+    Args:
+        node: any node.
+        kind: what is known of a node's value.
+        constant: the tensor that a ``get_attr`` node reads, ``None`` for other nodes.
+    """
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in ("view", "reshape", torch.reshape):
+        return _flatten_by_size(node)
+    spelling = METHODS.get(str(node.target)) if node.op == "call_method" else FUNCTIONS.get(node.target)
+    if spelling is None:
+        return None
+    source, given = _given(node, spelling.parameters)
+    bound = None if source is None else _bind({**spelling.parameters, **given}, constant)
+    if source is None or bound is None or not given.keys() <= spelling.parameters.keys():
+        return None
+    try:
+        layer = spelling.build(bound, kind(source))
+    except (ValueError, TypeError, RuntimeError, AssertionError):
+        return None  # the call stays: it fails when it runs, as it always did
+    return None if layer is None else Spelled(layer, source)
+
+
+def _given(node: fx.Node, parameters: Mapping[str, Any]) -> tuple[fx.Node | None, Arguments]:
+    """The input of a call and its other arguments, by name."""
+    named: Arguments = dict(node.kwargs)
+    source, *rest = node.args or (named.pop("input", None),)
+    if not isinstance(source, fx.Node) or len(rest) > len(parameters):
+        return None, {}
+    return source, {**named, **dict(zip(parameters, rest, strict=False))}
+
+
+def _bind(given: Mapping[str, Any], constant: Constants) -> Arguments | None:
     bound: Arguments = {}
     for name, value in given.items():
-        if value is _REQUIRED:
-            return None
         if isinstance(value, fx.Node):
-            value = constant(value) if name in _TENSORS else None
-            if value is None:
-                return None
-        elif not _is_constant(value):
+            value = constant(value) if name in _TENSORS else _REQUIRED
+        if value is _REQUIRED or (isinstance(given[name], fx.Node) and value is None):
+            return None
+        if not isinstance(value, Tensor) and not _is_constant(value):
             return None
         bound[name] = value
     return bound
@@ -93,153 +101,11 @@ def _is_constant(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def as_parameter(tensor: Tensor) -> nn.Parameter:
-    """``tensor`` as a parameter over the same memory; itself where it is one."""
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-
-
-# -- builders ---------------------------------------------------------------------------------------------------------
-
-
-def _layer(cls: type[nn.Module]) -> Builder:
-    """The layer whose constructor takes the arguments by the same names."""
-
-    def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
-        return cls(**{name: value for name, value in arguments.items() if name != "inplace"})
-
-    return build
-
-
-def _hardtanh(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    return _clamp({"min": arguments["min_val"], "max": arguments["max_val"]}, kind)
-
-
-def _clamp(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    low, high = arguments.get("min"), arguments.get("max")
-    if (low is None and high is None) or (low is not None and high is not None and not low < high):
-        return None
-    if low == 0 and high is None:
-        return nn.ReLU()
-    if low == 0 and high == 6:
-        return nn.ReLU6()
-    return nn.Hardtanh(-torch.inf if low is None else low, torch.inf if high is None else high)
-
-
-def _prelu(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    slopes = arguments["weight"]
-    if slopes.dim() != 1:
-        return None
-    layer = nn.PReLU(slopes.numel(), device="meta")
-    layer.weight = as_parameter(slopes)
-    return layer
-
-
-def _conv(dims: int) -> Builder:
-    def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
-        weight, bias, groups = arguments["weight"], arguments["bias"], arguments["groups"]
-        if not isinstance(weight, Tensor) or weight.dim() != dims + 2 or not weight.is_floating_point():
-            return None
-        where = {name: arguments[name] for name in ("stride", "padding", "dilation")}
-        where = {name: tuple(value) if isinstance(value, list) else value for name, value in where.items()}
-        where = {n: v * dims if isinstance(v, tuple) and len(v) == 1 else v for n, v in where.items()}
-        width = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
-        layer = _CONVS[dims - 1](*width, **where, groups=groups, bias=bias is not None, device="meta")
-        return _with_weights(layer, weight, bias)
-
-    return build
-
-
-def _linear(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    weight, bias = arguments["weight"], arguments["bias"]
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        return None
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    return _with_weights(layer, weight, bias)
-
-
-def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer.register_parameter("weight", as_parameter(weight))
-    layer.register_parameter("bias", None if bias is None else as_parameter(bias))
-    return layer
-
-
-_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-
-
-def _batch_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    mean, var = arguments["running_mean"], arguments["running_var"]
-    if arguments["training"] or mean is None or var is None or kind.rank not in _NORMS:
-        return None
-    weight, bias = arguments["weight"], arguments["bias"]
-    affine = weight is not None or bias is not None
-    layer = _NORMS[kind.rank](mean.numel(), arguments["eps"], arguments["momentum"], affine, device="meta")
-    layer.running_mean, layer.running_var = mean.detach(), var.detach()
-    layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
-    if affine:
-        _with_weights(layer, torch.ones_like(mean) if weight is None else weight, bias)
-        if bias is None:
-            layer.bias = as_parameter(torch.zeros_like(mean))
-    return layer
-
-
-def _pool(cls: type[nn.Module]) -> Builder:
-    def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
-        if arguments.pop("return_indices", False):
-            return None
-        window = {**arguments, "stride": arguments["stride"] or None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in window.items()})
-
-    return build
-
-
-def _adaptive_pool(cls: type[nn.Module]) -> Builder:
-    def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
-        if arguments.get("return_indices"):
-            return None
-        size = arguments["output_size"]
-        return cls(tuple(size) if isinstance(size, list) else size)
-
-    return build
-
-
-_MEANS: dict[int | None, type[nn.Module]] = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d, 5: nn.AdaptiveAvgPool3d}
-
-
-def _mean(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    dims, rank = arguments["dim"], kind.rank
-    if rank not in _MEANS or not arguments["keepdim"] or arguments["dtype"] is not None:
-        return None
-    dims = [dims] if isinstance(dims, int) else dims or ()
-    if sorted(dim % rank for dim in dims) != list(range(2, rank)):
-        return None
-    return _MEANS[rank](1)
-
-
-_ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_CONSTANT_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-
-
-def _pad(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    widths, value = arguments["pad"], arguments["value"] or 0.0
-    dims = 0 if kind.rank is None else kind.rank - 2
-    plain = arguments["mode"] == "constant" and 1 <= dims <= 3 and len(widths) <= 2 * dims
-    if not plain or any(width < 0 for width in widths):
-        return None
-    widths = (*widths, *(0,) * (2 * dims - len(widths)))
-    return _ZERO_PADS[dims - 1](widths) if value == 0 else _CONSTANT_PADS[dims - 1](widths, value)
-
-
-def _upsample(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    if arguments.pop("antialias") or arguments["mode"] == "area":
-        return None
-    return nn.Upsample(**arguments)
-
-
 def _flatten_by_size(node: fx.Node) -> Spelled | None:
     """``x.view(x.size(0), -1)``, which is ``x.flatten(1)``."""
-    source, sizes = node.args[0], node.args[1:]
+    source, *sizes = node.args
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
+        sizes = list(sizes[0])
     if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node) or not isinstance(source, fx.Node):
         return None
     return Spelled(nn.Flatten(), source) if _reads_batch(sizes[0], source) else None
@@ -258,65 +124,67 @@ def _reads_batch(size: fx.Node, source: fx.Node) -> bool:
 
 _CONV = {"weight": _REQUIRED, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _STATS = {"running_mean": None, "running_var": None}
-_MAX_POOL = {"kernel_size": _REQUIRED, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-_MAX_POOL = {**_MAX_POOL, "return_indices": False}
+_MAX_POOL: Arguments = {"kernel_size": _REQUIRED, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+_MAX_POOL |= {"return_indices": False}
 _AVG_POOL = {"kernel_size": _REQUIRED, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True}
-_RESIZE = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
-_RESIZE = {**_RESIZE, "recompute_scale_factor": None, "antialias": False}
+_AVG_OUT = {"output_size": _REQUIRED}
+_MAX_OUT = {**_AVG_OUT, "return_indices": False}
+_RESIZE: Arguments = {"size": None, "scale_factor": None, "mode": "nearest", "align_corners": None}
+_RESIZE |= {"recompute_scale_factor": None, "antialias": False}
 _BOUNDS = {"min": None, "max": None}
 _INPLACE = {"inplace": False}
 
 # name: (parameters, builder); functions of torch, torch.nn.functional and the method are all called so.
 _BY_NAME: dict[str, tuple[Mapping[str, Any], Builder]] = {
-    "conv1d": (_CONV, _conv(1)),
-    "conv2d": (_CONV, _conv(2)),
-    "conv3d": (_CONV, _conv(3)),
-    "linear": ({"weight": _REQUIRED, "bias": None}, _linear),
-    "relu": (_INPLACE, _layer(nn.ReLU)),
-    "relu6": (_INPLACE, _layer(nn.ReLU6)),
-    "hardtanh": ({"min_val": -1.0, "max_val": 1.0, **_INPLACE}, _hardtanh),
-    "clamp": (_BOUNDS, _clamp),
-    "clip": (_BOUNDS, _clamp),
-    "clamp_min": ({"min": _REQUIRED}, _clamp),
-    "clamp_max": ({"max": _REQUIRED}, _clamp),
-    "leaky_relu": ({"negative_slope": 0.01, **_INPLACE}, _layer(nn.LeakyReLU)),
-    "prelu": ({"weight": _REQUIRED}, _prelu),
-    "elu": ({"alpha": 1.0, **_INPLACE}, _layer(nn.ELU)),
-    "selu": (_INPLACE, _layer(nn.SELU)),
-    "celu": ({"alpha": 1.0, **_INPLACE}, _layer(nn.CELU)),
-    "gelu": ({"approximate": "none"}, _layer(nn.GELU)),
-    "silu": (_INPLACE, _layer(nn.SiLU)),
-    "mish": (_INPLACE, _layer(nn.Mish)),
-    "hardswish": (_INPLACE, _layer(nn.Hardswish)),
-    "hardsigmoid": (_INPLACE, _layer(nn.Hardsigmoid)),
-    "sigmoid": ({}, _layer(nn.Sigmoid)),
-    "tanh": ({}, _layer(nn.Tanh)),
-    "softplus": ({"beta": 1.0, "threshold": 20.0}, _layer(nn.Softplus)),
-    "softsign": ({}, _layer(nn.Softsign)),
-    "tanhshrink": ({}, _layer(nn.Tanhshrink)),
-    "hardshrink": ({"lambd": 0.5}, _layer(nn.Hardshrink)),
-    "softshrink": ({"lambd": 0.5}, _layer(nn.Softshrink)),
-    "logsigmoid": ({}, _layer(nn.LogSigmoid)),
-    "threshold": ({"threshold": _REQUIRED, "value": _REQUIRED, **_INPLACE}, _layer(nn.Threshold)),
-    "max_pool1d": (_MAX_POOL, _pool(nn.MaxPool1d)),
-    "max_pool2d": (_MAX_POOL, _pool(nn.MaxPool2d)),
-    "max_pool3d": (_MAX_POOL, _pool(nn.MaxPool3d)),
-    "avg_pool1d": (_AVG_POOL, _pool(nn.AvgPool1d)),
-    "avg_pool2d": ({**_AVG_POOL, "divisor_override": None}, _pool(nn.AvgPool2d)),
-    "avg_pool3d": ({**_AVG_POOL, "divisor_override": None}, _pool(nn.AvgPool3d)),
-    "adaptive_avg_pool1d": ({"output_size": _REQUIRED}, _adaptive_pool(nn.AdaptiveAvgPool1d)),
-    "adaptive_avg_pool2d": ({"output_size": _REQUIRED}, _adaptive_pool(nn.AdaptiveAvgPool2d)),
-    "adaptive_avg_pool3d": ({"output_size": _REQUIRED}, _adaptive_pool(nn.AdaptiveAvgPool3d)),
-    "adaptive_max_pool1d": ({"output_size": _REQUIRED, "return_indices": False}, _adaptive_pool(nn.AdaptiveMaxPool1d)),
-    "adaptive_max_pool2d": ({"output_size": _REQUIRED, "return_indices": False}, _adaptive_pool(nn.AdaptiveMaxPool2d)),
-    "adaptive_max_pool3d": ({"output_size": _REQUIRED, "return_indices": False}, _adaptive_pool(nn.AdaptiveMaxPool3d)),
-    "mean": ({"dim": None, "keepdim": False, "dtype": None}, _mean),
-    "flatten": ({"start_dim": 0, "end_dim": -1}, _layer(nn.Flatten)),
-    "pad": ({"pad": _REQUIRED, "mode": "constant", "value": None}, _pad),
-    "interpolate": (_RESIZE, _upsample),
-    "pixel_shuffle": ({"upscale_factor": _REQUIRED}, _layer(nn.PixelShuffle)),
-    "pixel_unshuffle": ({"downscale_factor": _REQUIRED}, _layer(nn.PixelUnshuffle)),
-    "channel_shuffle": ({"groups": _REQUIRED}, _layer(nn.ChannelShuffle)),
+    "conv1d": (_CONV, builders.conv(1)),
+    "conv2d": (_CONV, builders.conv(2)),
+    "conv3d": (_CONV, builders.conv(3)),
+    "linear": ({"weight": _REQUIRED, "bias": None}, builders.linear),
+    "relu": (_INPLACE, builders.layer(nn.ReLU)),
+    "relu6": (_INPLACE, builders.layer(nn.ReLU6)),
+    "hardtanh": ({"min_val": -1.0, "max_val": 1.0, **_INPLACE}, builders.hardtanh),
+    "clamp": (_BOUNDS, builders.clamp),
+    "clip": (_BOUNDS, builders.clamp),
+    "clamp_min": ({"min": _REQUIRED}, builders.clamp),
+    "clamp_max": ({"max": _REQUIRED}, builders.clamp),
+    "leaky_relu": ({"negative_slope": 0.01, **_INPLACE}, builders.layer(nn.LeakyReLU)),
+    "prelu": ({"weight": _REQUIRED}, builders.prelu),
+    "elu": ({"alpha": 1.0, **_INPLACE}, builders.layer(nn.ELU)),
+    "selu": (_INPLACE, builders.layer(nn.SELU)),
+    "celu": ({"alpha": 1.0, **_INPLACE}, builders.layer(nn.CELU)),
+    "gelu": ({"approximate": "none"}, builders.layer(nn.GELU)),
+    "silu": (_INPLACE, builders.layer(nn.SiLU)),
+    "mish": (_INPLACE, builders.layer(nn.Mish)),
+    "hardswish": (_INPLACE, builders.layer(nn.Hardswish)),
+    "hardsigmoid": (_INPLACE, builders.layer(nn.Hardsigmoid)),
+    "sigmoid": ({}, builders.layer(nn.Sigmoid)),
+    "tanh": ({}, builders.layer(nn.Tanh)),
+    "softplus": ({"beta": 1.0, "threshold": 20.0}, builders.layer(nn.Softplus)),
+    "softsign": ({}, builders.layer(nn.Softsign)),
+    "tanhshrink": ({}, builders.layer(nn.Tanhshrink)),
+    "hardshrink": ({"lambd": 0.5}, builders.layer(nn.Hardshrink)),
+    "softshrink": ({"lambd": 0.5}, builders.layer(nn.Softshrink)),
+    "logsigmoid": ({}, builders.layer(nn.LogSigmoid)),
+    "threshold": ({"threshold": _REQUIRED, "value": _REQUIRED, **_INPLACE}, builders.layer(nn.Threshold)),
+    "max_pool1d": (_MAX_POOL, builders.pool(nn.MaxPool1d)),
+    "max_pool2d": (_MAX_POOL, builders.pool(nn.MaxPool2d)),
+    "max_pool3d": (_MAX_POOL, builders.pool(nn.MaxPool3d)),
+    "avg_pool1d": (_AVG_POOL, builders.pool(nn.AvgPool1d)),
+    "avg_pool2d": ({**_AVG_POOL, "divisor_override": None}, builders.pool(nn.AvgPool2d)),
+    "avg_pool3d": ({**_AVG_POOL, "divisor_override": None}, builders.pool(nn.AvgPool3d)),
+    "adaptive_avg_pool1d": (_AVG_OUT, builders.adaptive_pool(nn.AdaptiveAvgPool1d)),
+    "adaptive_avg_pool2d": (_AVG_OUT, builders.adaptive_pool(nn.AdaptiveAvgPool2d)),
+    "adaptive_avg_pool3d": (_AVG_OUT, builders.adaptive_pool(nn.AdaptiveAvgPool3d)),
+    "adaptive_max_pool1d": (_MAX_OUT, builders.adaptive_pool(nn.AdaptiveMaxPool1d)),
+    "adaptive_max_pool2d": (_MAX_OUT, builders.adaptive_pool(nn.AdaptiveMaxPool2d)),
+    "adaptive_max_pool3d": (_MAX_OUT, builders.adaptive_pool(nn.AdaptiveMaxPool3d)),
+    "mean": ({"dim": None, "keepdim": False, "dtype": None}, builders.mean),
+    "flatten": ({"start_dim": 0, "end_dim": -1}, builders.layer(nn.Flatten)),
+    "pad": ({"pad": _REQUIRED, "mode": "constant", "value": None}, builders.pad),
+    "interpolate": (_RESIZE, builders.upsample),
+    "pixel_shuffle": ({"upscale_factor": _REQUIRED}, builders.layer(nn.PixelShuffle)),
+    "pixel_unshuffle": ({"downscale_factor": _REQUIRED}, builders.layer(nn.PixelUnshuffle)),
+    "channel_shuffle": ({"groups": _REQUIRED}, builders.layer(nn.ChannelShuffle)),
 }
 
 
@@ -327,16 +195,13 @@ def _functions() -> dict[Callable[..., Any], Spelling]:
             if hasattr(namespace, name):
                 table[getattr(namespace, name)] = Spelling(parameters, build)
     norm = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
-    table[F.batch_norm] = Spelling({**_STATS, **norm}, _batch_norm)
+    table[F.batch_norm] = Spelling({**_STATS, **norm}, builders.batch_norm)
     builtin = {"weight": None, "bias": None, **_STATS, "training": _REQUIRED, "momentum": _REQUIRED, "eps": _REQUIRED}
-    table[torch.batch_norm] = Spelling({**builtin, "cudnn_enabled": True}, _batch_norm)
-    table[F._threshold] = table[F.threshold]  # what torch.fx records for the former
+    table[torch.batch_norm] = Spelling({**builtin, "cudnn_enabled": True}, builders.batch_norm)
+    table[vars(F)["_threshold"]] = table[F.threshold]  # what torch.fx records for F.threshold
     table[torch._C._nn.log_sigmoid] = table[F.logsigmoid]
     return table
 
 
 FUNCTIONS = _functions()
-METHODS: dict[str, Spelling] = {
-    **{name: Spelling(*row) for name, row in _BY_NAME.items() if hasattr(Tensor, name)},
-    **{name: Spelling({"size": _REQUIRED}, lambda arguments, kind: None) for name in ("view", "reshape")},
-}
+METHODS = {name: Spelling(*row) for name, row in _BY_NAME.items() if hasattr(Tensor, name)}

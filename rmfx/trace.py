@@ -89,11 +89,24 @@ def _culprit(error: Exception, model: nn.Module) -> str:
 
 
 def _keep_meta(old: fx.Graph, new: fx.Graph) -> None:
-    known = {node.name: node for node in old.nodes}
+    """Give the nodes of a graph that was traced again the places and lines they had: the n-th call is the n-th call."""
+    calls: dict[tuple[str, object], list[fx.Node]] = {}
+    for node in reversed(old.nodes):
+        calls.setdefault((node.op, node.target), []).append(node)
     for node in new.nodes:
-        before = known.get(node.name)
-        if before is None or before.op != node.op:
+        same = calls.get((node.op, node.target))
+        if not same:
             continue
-        for key in ("place", "line"):
-            if key in before.meta:
-                node.meta[key] = before.meta[key]
+        before = same.pop()
+        node.meta["place"] = _old_place(before)
+        if "line" in before.meta:
+            node.meta["line"] = before.meta["line"]
+
+
+def _old_place(node: fx.Node) -> str:
+    if "place" in node.meta:
+        return node.meta["place"]
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    if node.op == "call_module":
+        return str(node.target).rpartition(".")[0]
+    return stack[-1] if stack else ""

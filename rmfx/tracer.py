@@ -82,7 +82,7 @@ class _InPlaceAttribute(InPlaceProxy, Attribute):
 
 
 class _TensorProxy(InPlaceProxy):
-    """A parameter or buffer: read through the graph, but its sizes are constants."""
+    """A parameter or buffer: read through the graph, but its sizes, and its value as a number, are constants."""
 
     tensor: Tensor
 
@@ -110,6 +110,18 @@ class _TensorProxy(InPlaceProxy):
     def __len__(self) -> int:
         return len(self.tensor)
 
+    def __bool__(self) -> bool:
+        return bool(self.tensor)
+
+    def __int__(self) -> int:
+        return int(self.tensor)
+
+    def __float__(self) -> float:
+        return float(self.tensor)
+
+    def item(self) -> int | float | bool:
+        return self.tensor.item()
+
 
 def _recorder(function: Callable[..., Any]) -> Callable[[fx.Proxy, object], fx.Proxy]:
     def record(self: fx.Proxy, other: object) -> fx.Proxy:
@@ -119,7 +131,8 @@ def _recorder(function: Callable[..., Any]) -> Callable[[fx.Proxy, object], fx.P
 
 
 # Not @=: tensors have none, so Python computes y @ x and binds it to a new tensor, which fx follows rightly.
-IN_PLACE_OPERATORS = tuple("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split())
+_IN_PLACE_OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift"
+IN_PLACE_OPERATORS = tuple(_IN_PLACE_OPERATORS.split())
 for _name in IN_PLACE_OPERATORS:
     setattr(InPlaceProxy, f"__{_name}__", _recorder(getattr(operator, _name)))
 
@@ -176,7 +189,7 @@ class Tracer(fx.Tracer):
 
 
 def _user_line(frame: FrameType | None) -> Line | None:
-    while frame is not None:
+    while frame is not None and frame.f_code is not Tracer.trace.__code__:
         if is_user_file(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
@@ -193,5 +206,5 @@ def location(node: fx.Node) -> str:
     'model.py:12, in layer1.0'
     """
     line, place = node.meta.get("line"), node.meta.get("place")
-    where = f"{line[0]}:{line[1]}" if line else "a generated graph"
+    where = f"{line[0]}:{line[1]}" if line else "no line of source known"
     return f"{where}, in {place}" if place else where

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.errors import RmfxError
+from rmfx.report import report
 
-META_KEY = "rmfx_carried_norms"  # gm.meta: name of each widened norm -> its carried channels
 VARIANCE_FLOOR = 1e-3  # relative to the largest variance of the norm: a dead carried channel would get w = sqrt(eps)
 
 
@@ -32,7 +32,7 @@ def calibrate(converted: fx.GraphModule, batches: Iterable[Any]) -> fx.GraphModu
     Raises:
         RmfxError: when ``converted`` has no kept norms, or ``batches`` is empty.
     """
-    carried: dict[str, list[int]] = converted.meta.get(META_KEY, {})
+    carried = report(converted).carried_norms
     if not carried:
         raise RmfxError("nothing to calibrate: convert with keep_bn=True a model that has batch norms on its branches")
     moments = {name: _Moments() for name in carried}

@@ -13,7 +13,7 @@ from rmfx.compare import Inputs, hostile_like, in_dtype, noise_floor, relative_d
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
 from rmfx.inputs import as_tuple, bind
 from rmfx.passes.normalise import normalise
-from rmfx.report import META_KEY, Report
+from rmfx.report import report
 from rmfx.trace import trace
 
 TOLERANCE = 1e-12  # float64 rounding over some hundred layers, relative to the largest output
@@ -175,10 +175,9 @@ def _rounded(inputs: Inputs) -> Inputs:
 
 def _untested(converted: nn.Module, inputs: Inputs, truth: list[Tensor], tolerance: float) -> tuple[str, ...]:
     """Places where no carried tap can be changed so that the comparison fails."""
-    report = getattr(converted, "meta", {}).get(META_KEY)
-    if not isinstance(report, Report):
+    if not isinstance(converted, fx.GraphModule):
         return ()
-    removed = [entry for entry in report.entries if entry.status == "removed" and entry.carrier]
+    removed = [entry for entry in report(converted).entries if entry.status == "removed" and entry.carrier]
     parameters = dict(converted.named_parameters())
     return tuple(
         entry.name

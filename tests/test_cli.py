@@ -272,8 +272,8 @@ def test_the_report_is_a_table_on_a_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     console.show_report(report)
     shown = capsys.readouterr().out
-    assert "10 -> 20 (2.00x)" in shown
-    assert "layer1.[1]" in shown
+    assert "10 x 2.00" in shown
+    assert "layer1.[1]: a second reader" in shown
     assert report.summary() in shown
 
 

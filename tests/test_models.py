@@ -94,7 +94,7 @@ def macs(model: nn.Module, size: int) -> float:
     """In thousands of millions, of one image, without computing anything."""
     model = copy.deepcopy(model).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size, device="meta"))
+        model(torch.zeros(1, 3, size, size, device="meta", dtype=next(model.parameters()).dtype))
     return counter.get_total_flops() / 2e9
 
 
@@ -169,7 +169,8 @@ def test_impossible_networks_are_refused(
 
 @pytest.fixture(scope="module")
 def converted26() -> tuple[nn.Module, nn.Module]:
-    net = randomise(rmnet26x3_32(), torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(8, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = randomise(rmnet26x3_32().double(), x)
     return net, rmfx.convert(net)
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +18,7 @@ from rich.table import Table
 from rmfx.report import Report
 
 _SILENT_SECONDS = 2.0  # work that takes longer says what it is doing, also in a log file
+_UNITS = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 _STATUS_STYLE = {"removed": None, "kept": "yellow", "refused": "red"}
 
 
@@ -100,6 +102,9 @@ def show_report(report: Report) -> None:
     console = Console()
     if report.entries:
         console.print(_report_table(report))
+    for entry in report.entries:
+        for text in filter(None, (entry.reason, *entry.size_conditions)):
+            console.print(f"{escape(entry.name)}: {escape(text)}", highlight=False)
     console.print(escape(report.summary()), highlight=False)
     for line in report.passes:
         console.print(f"{line.name}: {line.applied} applied, {len(line.refused)} refused", highlight=False)
@@ -108,25 +113,32 @@ def show_report(report: Report) -> None:
 
 
 def _report_table(report: Report) -> Table:
-    table = Table(header_style="bold")
-    for title in ("place", "kind", "status", "carrier", "MACs", "parameters", "why, and for which sizes"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("MACs", "parameters") else "left")
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("place", overflow="fold")
+    for title in ("kind", "status", "carrier"):
+        table.add_column(title, no_wrap=True)
+    for title in ("MACs", "parameters"):
+        table.add_column(title, no_wrap=True, justify="right")
     for entry in report.entries:
         cells = (
             entry.name,
             entry.kind,
             entry.status,
             entry.carrier or "-",
-            _change(entry.macs_before, entry.macs_after),
-            _change(entry.params_before, entry.params_after),
-            "; ".join(filter(None, (entry.reason, *entry.size_conditions))),
+            _growth(entry.macs_before, entry.macs_after),
+            _growth(entry.params_before, entry.params_after),
         )
         table.add_row(*map(escape, cells), style=_STATUS_STYLE[entry.status])
     return table
 
 
-def _change(before: int | None, after: int | None) -> str:
+def _growth(before: int | None, after: int | None) -> str:
+    """How a count changes, like ``1.2 M x 1.87``.
+
+    >>> _growth(1_200_000, 2_400_000), _growth(None, None)
+    ('1.20 M x 2.00', '-')
+    """
     if before is None or after is None:
         return "-"
-    growth = f" ({after / before:.2f}x)" if before else ""
-    return f"{before:,} -> {after:,}{growth}"
+    shown = next((f"{before / size:.2f} {unit}" for size, unit in _UNITS if before >= size), str(before))
+    return f"{shown} x {after / before:.2f}" if before else f"0 -> {after}"
