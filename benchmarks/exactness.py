@@ -3,7 +3,7 @@
 For each network, random weights and hostile batch-norm statistics (``rmfx.hostile``):
 
 * joins of two data tensors (``rmfx.plain``) in the graph that ``torch.export`` gives of the converted network,
-  and in its unoptimised ONNX file;
+  and in its unoptimised ONNX file (as a control, both counts are also taken of the original, and must see some);
 * the relative difference to the original in float64, largest over the inputs, against the larger of 1e-12 and
   100 times the network's own noise floor: the change of the original's output when every parameter moves by one
   unit in the last place, up or down at random;
@@ -78,11 +78,11 @@ def noise_floor(model: nn.Module, truth: list[Tensor], batches: list[Tensor]) ->
     return worst
 
 
-def joins_in_onnx(converted: nn.Module, x: Tensor) -> tuple[Join, ...]:
+def joins_in_onnx(model: nn.Module, x: Tensor) -> tuple[Join, ...]:
     """Joins in the file that ``torch.onnx`` writes with its optimiser off."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        torch.onnx.export(converted, (x,), path, dynamo=True, optimize=False, external_data=True, verbose=False)
+        torch.onnx.export(model, (x,), path, dynamo=True, optimize=False, external_data=True, verbose=False)
         return count_onnx_joins(path)
 
 
@@ -90,6 +90,9 @@ def measure(name: str) -> tuple[list[Figure], dict[str, object]]:
     """Everything about one network; two conversions, one per precision, never both in memory with their originals."""
     batches = inputs()
     model = torchvision_model(name)
+    control = [len(count_joins(model, batches[0])), len(joins_in_onnx(model, batches[0]))]
+    if not all(control):
+        raise SystemExit(f"{name}: the counters see {control} joins in the original, so a 0 would mean nothing")
     converted = rmfx.convert(model, verify=False)
     joins = count_joins(converted, batches[0])
     onnx_joins = joins_in_onnx(converted, batches[0])

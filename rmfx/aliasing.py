@@ -48,6 +48,8 @@ NO_OPS = (
 )
 _SAME_LAYERS = (*NO_OPS, SizeGuard)
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+# What a write into a tensor made in forward is recorded as: torch.zeros(3) is a constant of the graph.
+_IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{name}__" for name in IN_PLACE_OPERATORS)})
 _INPLACE_OPERATORS = frozenset(getattr(operator, name) for name in IN_PLACE_OPERATORS)
 
 
@@ -156,11 +158,12 @@ class _Resolver:
         written = node.args[0] if node.args else node.kwargs.get("input")
         if node.kwargs.get("out") is not None or not isinstance(written, fx.Node):
             raise NormalFormError(f"{_where(node)} writes into an argument: use its result instead, without out=")
-        self._make_plain(node)
         if written not in self.cells:  # counting with numbers, n += 1
+            self._make_plain(node)
             return
         cell = self.cells[written]
         self._refuse_shared(node, cell)
+        self._make_plain(node)
         now = self.position[node]
         for stale in cell.nodes:
             for reader in [user for user in stale.users if self.position[user] > now]:
@@ -253,7 +256,7 @@ def _is_in_place_name(node: fx.Node) -> bool:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name.endswith("_") and not name.endswith("__")
+    return name in _IN_PLACE_METHODS or (name.endswith("_") and not name.endswith("__"))
 
 
 def _flag(node: fx.Node) -> object:

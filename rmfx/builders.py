@@ -39,7 +39,7 @@ def hardtanh(arguments: Arguments, kind: Kind) -> nn.Module | None:
 
 
 def clamp(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    """A clamp between numbers: ReLU and ReLU6 where the bounds are theirs, else Hardtanh; a missing bound is infinite."""
+    """A clamp between numbers: ReLU or ReLU6 where the bounds are theirs, else Hardtanh; a missing one is infinite."""
     low, high = arguments.get("min"), arguments.get("max")
     if (low is None and high is None) or (low is not None and high is not None and not low < high):
         return None

@@ -133,7 +133,8 @@ def _kind(
         rank = None if None in ranks else max(rank for rank in ranks if rank is not None)
         channels = {kind.channels for kind in read if kind.rank == rank and kind.channels}
         agreed = channels.pop() if len(channels) == 1 and rank is not None else None
-        return Kind(True, rank, any(kind.floating for kind in read), agreed)
+        floats = any(kind.floating for kind in read) or any(isinstance(arg, float) for arg in node.args)
+        return Kind(True, rank, floats, agreed)
     return _ANY
 
 

@@ -30,8 +30,7 @@ _FRESH = """
     ones_like pad pow prelu prod reciprocal relu relu6 remainder repeat roll round rrelu rsqrt rsub selu sigmoid sign
     silu sin sinh softmax softmin softplus softshrink softsign sqrt square stack std sub subtract sum tan tanh
     tanhshrink threshold _threshold topk tril triu true_divide trunc var where zeros_like full_like
-    truediv floordiv mod
-    scaled_dot_product_attention
+    truediv floordiv mod new_zeros new_ones new_full scaled_dot_product_attention
 """
 _VIEWS = """
     as_strided broadcast_to chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute

@@ -87,24 +87,32 @@ def obstacle(node: fx.Node) -> str | None:
     """Why ``node`` cannot be one layer of a chain between fork and join, or ``None`` where it can."""
     if len(node.users) > 1:
         readers = ", ".join(sorted(user.name for user in node.users))
-        return f"{node.name} inside the branch has {len(node.users)} readers ({readers})"
+        return f"{_named(node)} inside the branch is read {len(node.users)} times, by {readers}"
     module = module_of(node)
     if module is not None and len(node.all_input_nodes) == 1 and (is_linear(node) or is_pointwise(module)):
         return None
-    return f"{node.name} ({describe(node)}) is neither a linear nor a pointwise layer of one input"
+    return f"{_named(node)} stands on a branch: {_described(node)}, neither a linear nor a pointwise layer"
 
 
-def describe(node: fx.Node) -> str:
+def _named(node: fx.Node) -> str:
+    place = node.meta.get("place", "")
+    return f"{node.name!r} (in {place})" if place else f"{node.name!r}"
+
+
+def _described(node: fx.Node) -> str:
     """What a node is, in a user's words."""
     module = module_of(node)
     if module is not None:
-        return type(module).__name__
+        return f"a {type(module).__name__}"
     if is_sum(node):
-        return "a sum that was kept"
+        return "a sum that stays"
     if node.op == "placeholder":
         return "an input of the network"
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{node.op} {name}"
+    if node.op == "get_attr":
+        return "a constant"
+    word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    tensors = sum(parent.op != "get_attr" for parent in node.all_input_nodes)
+    return f"a {word} of {tensors} tensors" if tensors > 1 else f"a {word}"
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -1,7 +1,7 @@
 """Save a converted network and load it again: graph as JSON, weights as safetensors, nothing pickled, nothing run.
 
-The file (:mod:`rmfx.archive`) holds two JSON documents. ``graph``: the nodes (:mod:`rmfx.graph_json`), the module tree
-and the table of tensors (:mod:`rmfx.module_json`), the class name and mode. ``report``: the conversion's Report.
+The file (:mod:`rmfx.archive`) holds a JSON document of two parts. ``graph``: the nodes (:mod:`rmfx.graph_json`), the
+module tree and the table of tensors (:mod:`rmfx.module_json`), the class name and mode. ``report``: the Report.
 Loading builds only classes and functions from closed lists, on the meta device, and then puts the saved tensors in.
 """
 
@@ -66,9 +66,9 @@ def save(converted: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
         "tensors": table,
     }
     report = converted.meta.get(META_KEY) or converted.__dict__.get(META_KEY)
-    documents = {"graph": graph, "report": report.to_dict() if isinstance(report, Report) else None}
-    _demand_loadable(documents, tensors)
-    return archive.write(path, documents, tensors)
+    content = {"graph": graph, "report": report.to_dict() if isinstance(report, Report) else None}
+    _demand_loadable(content, tensors)
+    return archive.write(path, content, tensors)
 
 
 def load(path: str | os.PathLike[str]) -> fx.GraphModule:
@@ -78,23 +78,24 @@ def load(path: str | os.PathLike[str]) -> fx.GraphModule:
         FileFormatError: when the file is missing, damaged, hostile, or of another version. Nothing in the file is
             ever executed: it can only name layers and functions from closed lists.
     """
-    documents, tensors = archive.read(path)
+    content, tensors = archive.read(path)
     try:
-        return _assemble(documents, tensors)
+        return _assemble(content, tensors)
     except FileFormatError as problem:
         raise FileFormatError(f"cannot load {path}: {problem}") from problem
 
 
-def _demand_loadable(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _demand_loadable(content: Any, tensors: Mapping[str, Tensor]) -> None:
     """Refuse to write what could not be read: build it once, on the meta device."""
     try:
-        _assemble(documents, {name: tensor.to("meta") for name, tensor in tensors.items()})
+        _assemble(content, {name: tensor.to("meta") for name, tensor in tensors.items()})
     except FileFormatError as problem:
         raise FileFormatError(f"cannot be saved: {problem}") from problem
 
 
-def _assemble(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    class_name, training, graph, modules, table = fields(documents["graph"], "network", _FIELDS)
+def _assemble(content: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    network, report = fields(content, "document", {"graph": dict, "report": object})
+    class_name, training, graph, modules, table = fields(network, "network", _FIELDS)
     if not class_name.isidentifier():
         raise FileFormatError(f"not the name of a class: {class_name!r}")
     # A GraphModule around an empty graph first: names in the file that collide with its own attributes are found.
@@ -110,8 +111,8 @@ def _assemble(documents: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     except Exception as problem:  # the generated source does not compile, in one of many ways
         raise FileFormatError(f"its graph makes no valid code: {problem}") from problem
     converted.training = training
-    if documents["report"] is not None:
-        attach_report(converted, _report(documents["report"], layers))
+    if report is not None:
+        attach_report(converted, _report(report, layers))
     return converted
 
 

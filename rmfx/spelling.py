@@ -59,7 +59,7 @@ def spell(node: fx.Node, kind: Callable[[fx.Node], Kind], constant: Constants) -
         return None
     if node.target in ("view", "reshape", torch.reshape):
         return _flatten_by_size(node)
-    spelling = METHODS.get(str(node.target)) if node.op == "call_method" else FUNCTIONS.get(node.target)
+    spelling = _spelling(node)
     if spelling is None:
         return None
     source, given = _given(node, spelling.parameters)
@@ -71,6 +71,12 @@ def spell(node: fx.Node, kind: Callable[[fx.Node], Kind], constant: Constants) -
     except (ValueError, TypeError, RuntimeError, AssertionError):
         return None  # the call stays: it fails when it runs, as it always did
     return None if layer is None else Spelled(layer, source)
+
+
+def _spelling(node: fx.Node) -> Spelling | None:
+    if isinstance(node.target, str):
+        return METHODS.get(node.target)
+    return FUNCTIONS.get(node.target)
 
 
 def _given(node: fx.Node, parameters: Mapping[str, Any]) -> tuple[fx.Node | None, Arguments]:

@@ -9,11 +9,12 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from rmfx.admit import check_admissible
 from rmfx.errors import RmfxError, TraceError, UnsupportedModelError
 from rmfx.settle import settle
-from rmfx.tracer import Tracer, is_leaf, is_user_file
+from rmfx.tracer import Tracer, is_leaf, is_user_file, location
 
 _WHAT_TO_DO = (
     "Follow one path for every input: decide with Python values known before the call, write tensors out of place, "
@@ -43,11 +44,10 @@ def trace(model: nn.Module, *, allow_training: bool = False) -> fx.GraphModule:
     if is_leaf(copied):  # tracing steps into its root: hold a lone layer in a box to keep it whole
         copied = nn.Sequential(OrderedDict({type(copied).__name__.lower(): copied})).eval()
     graph = _graph_of(copied)
-    graph._tracer_cls = None  # an unpickled result is rebuilt by torch's own tracer
-    gm = fx.GraphModule(copied, graph, type(model).__name__)
     if isinstance(model, fx.GraphModule):
-        _keep_meta(model.graph, graph)
-    return gm
+        graph = _as_named_before(model.graph, graph)
+    graph._tracer_cls = None  # an unpickled result is rebuilt by torch's own tracer
+    return fx.GraphModule(copied, graph, type(model).__name__)
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -71,13 +71,24 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 def _graph_of(model: nn.Module) -> fx.Graph:
+    state = [(module, name) for module in model.modules() for name in _tensor_names(module)]
     try:
-        return Tracer().trace(model)
+        graph = Tracer().trace(model)
     except RmfxError:
         raise
     except Exception as error:
         message = str(error).split("\n")[0] or type(error).__name__
         raise TraceError(f"{_culprit(error, model)}: {message}. {_WHAT_TO_DO}") from error
+    for module, name in state:
+        if isinstance(value := getattr(module, name), fx.Proxy):
+            where = location(value.node)
+            raise TraceError(f"{where}: forward assigns to {name}, so the model changes on every call. {_WHAT_TO_DO}")
+    return graph
+
+
+def _tensor_names(module: nn.Module) -> list[str]:
+    tables = (vars(module), module._parameters, module._buffers)
+    return [name for table in tables for name, value in table.items() if isinstance(value, Tensor)]
 
 
 def _culprit(error: Exception, model: nn.Module) -> str:
@@ -88,19 +99,20 @@ def _culprit(error: Exception, model: nn.Module) -> str:
     return f"{last.filename}:{last.lineno} cannot be followed (`{last.line}`)"
 
 
-def _keep_meta(old: fx.Graph, new: fx.Graph) -> None:
-    """Give the nodes of a graph that was traced again the places and lines they had: the n-th call is the n-th call."""
+def _as_named_before(old: fx.Graph, new: fx.Graph) -> fx.Graph:
+    """A graph that was traced again, with the names, places and lines it had: the n-th call is the n-th call."""
     calls: dict[tuple[str, object], list[fx.Node]] = {}
     for node in reversed(old.nodes):
         calls.setdefault((node.op, node.target), []).append(node)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in new.nodes:
         same = calls.get((node.op, node.target))
-        if not same:
-            continue
-        before = same.pop()
-        node.meta["place"] = _old_place(before)
-        if "line" in before.meta:
-            node.meta["line"] = before.meta["line"]
+        before = same.pop() if same else node
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), copies.__getitem__)
+        copies[node] = graph.create_node(node.op, node.target, args, kwargs, before.name)
+        copies[node].meta = {"place": _old_place(before), "line": before.meta.get("line")}
+    return graph
 
 
 def _old_place(node: fx.Node) -> str:

@@ -183,6 +183,7 @@ class Tracer(fx.Tracer):
         stack = [path for path, _ in self.module_stack.values()]
         if kind == "call_module":
             stack.pop()  # the layer itself: its place is the module that calls it
+        node.type = None  # annotations that are strings would make the result impossible to pickle
         node.meta["place"] = stack[-1] if stack else ""
         node.meta["line"] = _user_line(sys._getframe(1))
         return node
