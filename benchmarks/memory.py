@@ -6,7 +6,7 @@ system and notes its resident memory; builds the network, hands back again, and 
 tensors; the smaller of the two is the *baseline*. The kernel's
 high-water mark of resident memory is then reset (``/proc/self/clear_refs``, Linux), the network is converted with
 ``verify=False``, and the mark is read (``VmHWM``). Figure: (mark - baseline) / (bytes of the original's tensors + bytes
-of the converted network's). A conversion that holds both and nothing else gives 1; the limit of 1.2 leaves a fifth
+of the converted network's), the largest of three processes (heap fragmentation varies). A conversion that holds both and nothing else gives 1; the limit of 1.2 leaves a fifth
 for the graph and for working copies. ``ru_maxrss`` is recorded as well: it cannot be reset and also sees the peak of
 the imports and of the forward pass that measures the batch-norm statistics.
 """
@@ -30,6 +30,7 @@ from rmfx.hostile import randomise
 
 MODELS = ("resnet18", "resnet50", "resnet152", "resnext50_32x4d", "regnet_x_3_2gf", "mobilenet_v2")
 LIMIT = 1.2
+PROCESSES = 3
 STATUS = Path("/proc/self/status")
 IMAGE = 64  # statistics are measured on small images, so that activations leave no large heap behind
 
@@ -98,6 +99,12 @@ def measure(name: str, threads: int) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def ratio(sample: dict[str, int]) -> float:
+    """The figure of one process."""
+    tensors = sample["original_bytes"] + sample["converted_bytes"]
+    return (sample["peak_bytes"] - sample["baseline_bytes"]) / tensors
+
+
 def main() -> None:
     """Run the benchmark, or with ``--here`` one measurement in this process."""
     if "--here" in sys.argv:
@@ -106,12 +113,11 @@ def main() -> None:
         return
     arguments = options(__doc__, MODELS)
     figures: list[Figure] = []
-    samples: dict[str, dict[str, int]] = {}
+    samples: dict[str, list[dict[str, int]]] = {}
     for name in tracked(arguments.models, len(arguments.models)):
-        sample = samples[name] = measure(name, arguments.threads)
-        tensors = sample["original_bytes"] + sample["converted_bytes"]
-        ratio = (sample["peak_bytes"] - sample["baseline_bytes"]) / tensors
-        figures.append(Figure(name, "peak memory / (original + converted)", ratio, LIMIT))
+        samples[name] = [measure(name, arguments.threads) for _ in range(PROCESSES)]
+        worst = max(ratio(sample) for sample in samples[name])
+        figures.append(Figure(name, "peak memory / (original + converted)", worst, LIMIT))
     finish("memory", figures, samples, write=not arguments.no_write)
 
 

@@ -143,9 +143,9 @@ class Arithmetic:
         axis = next((value.axis for value in (scale, shift) if isinstance(value, _Channels)), 1)
         plain = [value.vector.detach() if isinstance(value, _Channels) else value for value in (scale, shift)]
         term = _Term(node, plain[0], plain[1] * factor, axis)
-        # On integers a Python int keeps the type, which a layer of floats cannot.
-        keeps_type = isinstance(term.scale, int) and isinstance(term.shift, int) and self._changes(term)
-        return () if keeps_type and not self.kinds[node].floating else (term,)
+        # A number leaves it to the tensor which type the result has; a layer that holds floats does not.
+        by_channel = any(isinstance(value, Tensor) and value.dim() for value in plain)
+        return (term,) if by_channel or self.kinds[node].floating or not self._changes(term) else ()
 
     def _is_tensor(self, value: Any) -> bool:
         return isinstance(value, fx.Node) and self.kinds[value].tensor
@@ -161,8 +161,8 @@ class Arithmetic:
     def _changes(self, term: _Term) -> bool:
         if isinstance(term.scale, Tensor) or isinstance(term.shift, Tensor) or term.scale != 1 or term.shift != 0:
             return True
-        keeps_type = isinstance(term.scale, int) and isinstance(term.shift, int)
-        return not keeps_type and not self.kinds[term.node].floating  # x * 1.0 makes floats of integers
+        whole = isinstance(term.scale, int) and isinstance(term.shift, int)
+        return not whole and not self.kinds[term.node].floating  # x * 1.0 makes floats of integers
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

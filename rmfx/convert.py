@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from rmfx import account
 from rmfx.carrier import CHOICES
+from rmfx.collector import uncollected
 from rmfx.emit import emit, storage_table
 from rmfx.errors import RmfxError, UnsupportedModelError
 from rmfx.facts import annotate
@@ -67,6 +68,7 @@ class _Planned:
     tensors: dict[str, torch.Tensor]
 
 
+@uncollected
 def convert(
     model: nn.Module,
     example_inputs: Any = None,
@@ -136,6 +138,7 @@ def convert(
     return gm
 
 
+@uncollected
 def explain(
     model: nn.Module,
     example_inputs: Any = None,

@@ -26,7 +26,7 @@ Kind = Literal["sum", "concat", "stack", "where", "maximum", "slice", "gate", "o
 
 _TORCH_KINDS: dict[str, Kind] = {
     **dict.fromkeys(("add", "sub", "rsub", "lerp", "addcmul", "addcdiv"), "sum"),
-    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), "maximum"),
+    **dict.fromkeys(("maximum", "minimum", "max", "min", "fmax", "fmin"), "maximum"),
     **dict.fromkeys(
         ("slice_scatter", "select_scatter", "index_put", "scatter", "masked_scatter", "index_copy"), "slice"
     ),

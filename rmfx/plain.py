@@ -51,7 +51,9 @@ def to_sequential(converted: fx.GraphModule, strict: bool = False) -> nn.Sequent
         layers.append(layer)
         node = reader
     if reader.args != (node,):
-        raise NotPlainError(f"the network returns {type(reader.args[0]).__name__}, not one tensor")
+        raise NotPlainError(
+            f"the network returns {type(reader.args[0]).__name__.removeprefix('immutable_')}, not one tensor"
+        )
     sequential = nn.Sequential(*layers)
     sequential.training = converted.training  # train() would reach into the shared layers
     return sequential

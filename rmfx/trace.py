@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.fx.node import map_arg
 from rmfx.admit import check_admissible
 from rmfx.errors import RmfxError, TraceError, UnsupportedModelError
 from rmfx.settle import settle
-from rmfx.tracer import Tracer, is_leaf, is_user_file, location
+from rmfx.tracer import Tracer, is_leaf, is_user_file
 
 _WHAT_TO_DO = (
     "Follow one path for every input: decide with Python values known before the call, write tensors out of place, "
@@ -71,7 +73,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 def _graph_of(model: nn.Module) -> fx.Graph:
-    state = [(module, name) for module in model.modules() for name in _tensor_names(module)]
+    held = list(_held_tensors(model))
     try:
         graph = Tracer().trace(model)
     except RmfxError:
@@ -79,16 +81,40 @@ def _graph_of(model: nn.Module) -> fx.Graph:
     except Exception as error:
         message = str(error).split("\n")[0] or type(error).__name__
         raise TraceError(f"{_culprit(error, model)}: {message}. {_WHAT_TO_DO}") from error
-    for module, name in state:
-        if isinstance(value := getattr(module, name), fx.Proxy):
-            where = location(value.node)
-            raise TraceError(f"{where}: forward assigns to {name}, so the model changes on every call. {_WHAT_TO_DO}")
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    for tensor in held:
+        if tensor.changed() and not (isinstance(tensor.current, fx.Proxy) and tensor.path not in read):
+            raise TraceError(
+                f"forward of {type(model).__name__} changes {tensor.path}, so the model computes something else on "
+                f"every call. {_WHAT_TO_DO}"
+            )
     return graph
 
 
-def _tensor_names(module: nn.Module) -> list[str]:
-    tables = (vars(module), module._parameters, module._buffers)
-    return [name for table in tables for name, value in table.items() if isinstance(value, Tensor)]
+@dataclass(frozen=True)
+class _Held:
+    """A tensor that a module holds, as it was before tracing."""
+
+    module: nn.Module
+    name: str
+    path: str
+    value: Tensor
+    version: int
+
+    @property
+    def current(self) -> object:
+        return getattr(self.module, self.name, None)
+
+    def changed(self) -> bool:
+        return self.current is not self.value or self.value._version != self.version
+
+
+def _held_tensors(model: nn.Module) -> Iterator[_Held]:
+    for prefix, module in model.named_modules():
+        for table in (vars(module), module._parameters, module._buffers):
+            for name, value in table.items():
+                if isinstance(value, Tensor):
+                    yield _Held(module, name, f"{prefix}.{name}" if prefix else name, value, value._version)
 
 
 def _culprit(error: Exception, model: nn.Module) -> str:
