@@ -3,12 +3,13 @@
 Method: each network in a fresh process, which imports everything, converts a tiny network and builds the network once
 for nothing (so that lazily loaded code, thread pools and compiled kernels are there), hands free heap back to the
 system and notes its resident memory; builds the network, hands back again, and notes it less the network's own
-tensors; the smaller of the two is the *baseline*. The kernel's
-high-water mark of resident memory is then reset (``/proc/self/clear_refs``, Linux), the network is converted with
-``verify=False``, and the mark is read (``VmHWM``). Figure: (mark - baseline) / (bytes of the original's tensors + bytes
-of the converted network's), the largest of three processes (heap fragmentation varies). A conversion that holds both and nothing else gives 1; the limit of 1.2 leaves a fifth
-for the graph and for working copies. ``ru_maxrss`` is recorded as well: it cannot be reset and also sees the peak of
-the imports and of the forward pass that measures the batch-norm statistics.
+tensors; the smaller of the two is the *baseline*. The kernel's high-water mark of resident memory is then reset
+(``/proc/self/clear_refs``, Linux), the network is converted with ``verify=False``, and the mark is read (``VmHWM``).
+
+Figure: (mark - baseline) / (bytes of the original's tensors + bytes of the converted network's), the largest of three
+processes, since what the heap keeps back varies. A conversion that holds both and nothing else gives 1; the limit of
+1.2 leaves a fifth for the graph and for working copies. ``ru_maxrss`` is recorded as well: it cannot be reset and
+also sees the peak of the imports and of the forward pass that measures the batch-norm statistics.
 """
 
 from __future__ import annotations

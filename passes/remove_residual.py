@@ -27,7 +27,6 @@ from torch import fx
 
 from rmfx.affine import Affine
 from rmfx.errors import InexactError
-from rmfx.facts import shape_of
 from rmfx.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
 from rmfx.layout import solve
 from rmfx.pointwise import NORMS, identity_norm
@@ -76,8 +75,7 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     def _solve(self, region: Region, dims: int) -> Solution:
         branch = read_chain(region.branch, dims, self.keep_norms)
         shortcut = read_chain(region.shortcut, dims, self.keep_norms)
-        shape = shape_of(region.fork)
-        axis = 1 if dims or (shape is not None and len(shape) == 2) else -1
+        axis = 1 if dims else -1
         solutions = []
         reason: InexactError | None = None
         for variant in dict.fromkeys((composed(shortcut), shortcut)):

@@ -116,7 +116,7 @@ def module_range(module: nn.Module, values: Range) -> Range:
         return image(module, values)
     if isinstance(module, _KEEPING):
         return values
-    if isinstance(module, _KEEPING_WITH_ZERO):
+    if isinstance(module, _KEEPING_WITH_ZERO) and getattr(module, "divisor_override", None) is None:
         return min(low, 0.0), max(high, 0.0)
     if isinstance(module, ChannelAffine) and _is_plain_factor(module):
         factor = float(module.weight)

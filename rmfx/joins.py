@@ -107,11 +107,14 @@ def read_chain(nodes: Chain, dims: int, keep_norms: bool = False) -> tuple[Layer
         module = module_of(node)
         assert module is not None
         value = value_of(node, dims)
-        stays = keep_norms and isinstance(module, NORMS) and not _only_linear(nodes[index:])
-        if stays or not is_linear(node):
+        if not is_linear(node):
             layers.append(Layer(str(node.target), module, value))
             continue
-        layers.append(Layer(str(node.target), affine_of(node, dims), value))
+        affine = affine_of(node, dims)
+        if keep_norms and isinstance(module, NORMS) and not _only_linear(nodes[index:]):
+            layers.append(Layer(str(node.target), module, value))
+            continue
+        layers.append(Layer(str(node.target), affine, value))
         _absorb_diagonal(layers)
     return tuple(layers)
 

@@ -1,37 +1,25 @@
 """Lays a region out as a plain sequence of layers over one stacked tensor: reserve and merge in general form.
 
-For two chains from a fork to a join, every schedule of steps (:mod:`rmfx.schedule`) is tried, shortest first. At
-each cut the stack holds one segment per chain: its value so far, possibly *split* into two copies. Over a linear
-step the stack is multiplied by a block matrix (a chain's own map where it advances, a Dirac where it is carried);
-over a pointwise step the advancing segments go through their activation and the others are carried. Conditions:
-
-1. all maps of a step share one stride, padding mode and tap grid (:func:`rmfx.grid.align`);
-2. a stride subsamples every segment, so a segment may run *ahead* of its chain only into 1x1 maps that stride
-   as much later;
-3. the stack has at every cut the size each carried value has: at all input sizes where every excess is 0, else at
-   the sizes of the example inputs only (a *size condition*);
-4. every pointwise step has a carrier for what it carries, and one layer that holds both.
-
-Any broken condition discards the schedule; when none is left, the first reason is the refusal.
+For two chains from a fork to a join, every schedule of steps (:mod:`rmfx.schedule`) is drafted (:mod:`rmfx.draft`),
+shortest first; each linear step gets its cheapest grouped form (:mod:`rmfx.grouping`) and each pointwise step one layer
+that holds what it applies and what it carries. A schedule that breaks a condition is discarded; when none is left, the
+first reason is the refusal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from math import prod
 
 from torch import nn
 
-from rmfx.affine import Affine, add, dirac, scaled
-from rmfx.carrier import Carrier, choose_carrier
+from rmfx.affine import Affine
+from rmfx.draft import Draft
 from rmfx.errors import InexactError
-from rmfx.grid import Axis, Grid, align
-from rmfx.grouping import Form, LinearStep, build, choose_forms, dirac_taps
-from rmfx.pointwise import NORMS, Part, Range, combine, image, split_constant
+from rmfx.grouping import Form, build, choose_forms, dirac_taps
+from rmfx.pointwise import Part, combine
 from rmfx.problem import NewLayer, Problem, Solution
-from rmfx.schedule import Kind, Step, schedules
+from rmfx.schedule import Kind, schedules
 
 MOST_SCHEDULES = 2000  # bounds planning time; two chains of five layers have about 1,700
 
@@ -51,7 +39,7 @@ def solve(problem: Problem) -> Solution:
         if found and len(steps) > len(found[0].draft.names):
             break
         try:
-            found.append(_candidate(_Draft(problem, steps)))
+            found.append(_candidate(Draft(problem, steps)))
         except InexactError as error:
             reason = reason or error
     if not found:
@@ -61,245 +49,11 @@ def solve(problem: Problem) -> Solution:
     return best.solution()
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """One chain's part of the stack.
-
-    Attributes:
-        done: how many of the chain's layers its value has behind it.
-        ahead: per axis, how much coarser the stack is than that value.
-        range: holds every element of every copy.
-        factors: the value is the sum of the copies, each times its factor.
-    """
-
-    done: int
-    ahead: tuple[int, ...]
-    range: Range
-    factors: tuple[float, ...] = (1.0,)
-
-
-class _Draft:
-    """One schedule, carried out on shapes alone; raises InexactError at the first broken condition."""
-
-    def __init__(self, problem: Problem, steps: Sequence[Step]) -> None:
-        self.problem = problem
-        self.linear_steps: list[LinearStep] = []
-        self.activations: list[tuple[nn.Module | None, ...]] = []  # of each pointwise step, one per segment copy
-        self.names: list[str | None] = []
-        self.kinds = [step.kind for step in steps]
-        self.carriers: set[Carrier] = set()
-        self.sized = False
-        self.masked_channels = 0
-        self.shortcut_applied = 0
-        self.dirac: tuple[int, tuple[int, int]] | None = None  # a linear step and a carrying block of it
-        self._sizes = problem.fork.sizes
-        self._density = 1.0
-        start = _Segment(0, (1,) * problem.dims, problem.fork.range)
-        self._segments = (start, start)
-        self._columns = ([(0, 1.0)], [(0, 1.0)])  # where each chain's value is read: (segment of the stack, factor)
-        for index, step in enumerate(steps):
-            self.names.append(self._name(step))
-            if step.kind == "linear":
-                self._linear(step, steps[index + 1 :])
-            else:
-                self._pointwise(step)
-
-    # -- linear steps -------------------------------------------------------------------------------------------------
-
-    def _linear(self, step: Step, later: Sequence[Step]) -> None:
-        stride = self._stride(step)
-        maps = tuple(self._map(side, step, stride) for side in (0, 1))
-        after = tuple(self._encoded(side, self._moved(side, step, stride), later) for side in (0, 1))
-        before_widths = tuple(self._widths(self._segments)) if self.linear_steps else (self.problem.fork.channels,)
-        main = 0 if step.advances[0] or not step.advances[1] else 1
-        blocks = self._blocks(maps, after, step, main, joins=not later)
-        grid = align([block.grid for block in blocks.values()])[0]
-        self._check_sizes(grid, [m.grid for m in maps], step, after)
-        after_widths = tuple(self._widths(after)) if later else (maps[0].out_channels,)
-        positions = self._density if self._sizes is None else prod(self._sizes)
-        if step.advances[1]:
-            self.shortcut_applied = len(self.linear_steps)
-        self.linear_steps.append(LinearStep(blocks, before_widths, after_widths, positions, grid.taps))
-        self._segments = after
-        self._columns = _columns(after)
-        if not later and any(a != 1 for segment in after for a in segment.ahead):
-            raise InexactError("the strides of the two branches cannot be brought in step")
-
-    def _stride(self, step: Step) -> tuple[int, ...]:
-        """Condition 2: the largest stride that an advancing map still has to make, per axis."""
-        needs = [self._own_stride(side) for side in (0, 1) if step.advances[side]]
-        return tuple(max(axis) for axis in zip(*needs, strict=True)) if needs else (1,) * self.problem.dims
-
-    def _own_stride(self, side: int) -> tuple[int, ...]:
-        affine, ahead = self._next_map(side), self._segments[side].ahead
-        return tuple(_stride_left(axis, a) for axis, a in zip(affine.grid.axes, ahead, strict=True))
-
-    def _next_map(self, side: int) -> Affine:
-        affine = self.problem.chains[side][self._segments[side].done].map
-        assert isinstance(affine, Affine)
-        return affine
-
-    def _map(self, side: int, step: Step, stride: tuple[int, ...]) -> Affine:
-        """What the step does to one chain: its next map, or a Dirac, at the step's stride."""
-        if not step.advances[side]:
-            return dirac(self.problem.value(side, self._segments[side].done).channels, Grid.sampling(stride))
-        affine = self._next_map(side)
-        if affine.grid.stride == stride:
-            return affine
-        axes = tuple(replace(axis, stride=s) for axis, s in zip(affine.grid.axes, stride, strict=True))
-        return replace(affine, grid=replace(affine.grid, axes=axes))
-
-    def _moved(self, side: int, step: Step, stride: tuple[int, ...]) -> _Segment:
-        """A chain's segment behind the step."""
-        segment = self._segments[side]
-        if not step.advances[side]:
-            return replace(segment, ahead=tuple(a * s for a, s in zip(segment.ahead, stride, strict=True)))
-        own = self._next_map(side).grid.stride
-        spans = list(zip(segment.ahead, stride, own, strict=True))
-        if any(a * s % o for a, s, o in spans):
-            raise InexactError("the strides of parallel branches do not divide each other")
-        done = segment.done + 1
-        return _Segment(done, tuple(a * s // o for a, s, o in spans), self.problem.value(side, done).range)
-
-    def _encoded(self, side: int, segment: _Segment, later: Sequence[Step]) -> _Segment:
-        """Split a segment right before the first pointwise step that it can only pass split."""
-        carried_next = bool(later) and later[0].kind == "pointwise" and not later[0].advances[side]
-        if not carried_next or len(segment.factors) > 1:
-            return segment
-        for other in (0, 1):
-            if not later[0].advances[other]:
-                continue
-            activation = self._next_activation(other)
-            if isinstance(activation, NORMS):
-                continue
-            if choose_carrier(activation, segment.range, self.problem.carrier) == "split":
-                k = split_constant(activation)
-                assert k is not None
-                reach = max(abs(segment.range[0]), abs(segment.range[1]))
-                return replace(segment, factors=(1.0 / k, -1.0 / k), range=(-reach, reach))
-        return segment
-
-    def _next_activation(self, side: int) -> nn.Module:
-        rest = self.problem.chains[side][self._segments[side].done :]
-        found = next(layer.map for layer in rest if isinstance(layer.map, nn.Module))
-        assert isinstance(found, nn.Module)
-        return found
-
-    def _blocks(
-        self, maps: tuple[Affine, ...], after: tuple[_Segment, ...], step: Step, main: int, joins: bool
-    ) -> dict[tuple[int, int], Affine]:
-        """The block matrix: decode what is split, apply each chain's map, encode; a join adds into one row.
-
-        The blocks of chain ``main`` come first: their size is the size of the result.
-        """
-        blocks: dict[tuple[int, int], Affine] = {}
-        for side in (main, 1 - main):
-            segment = self._segments[side]
-            copies = [1.0] if joins else [1.0 if factor > 0 else -1.0 for factor in after[side].factors]
-            keeps_copies = not step.advances[side] and not joins and len(segment.factors) == len(copies)
-            first_row = 0 if joins or side == 0 else len(after[0].factors)
-            for copy, sign in enumerate(copies):
-                for index, (column, factor) in enumerate(self._columns[side]):
-                    if keeps_copies and index != copy:
-                        continue
-                    block = maps[side] if keeps_copies else scaled(maps[side], sign * factor)
-                    key = (first_row + copy, column)
-                    if not step.advances[side] and self.dirac is None and key not in blocks:
-                        self.dirac = (len(self.linear_steps), key)
-                    blocks[key] = add(blocks[key], block) if key in blocks else block
-        return blocks
-
-    def _check_sizes(
-        self, grid: Grid, grids: Sequence[Grid], step: Step, after: tuple[_Segment, ...]
-    ) -> None:
-        """Condition 3."""
-        for s in grid.stride:
-            self._density /= s
-        exact = all(other.excess == grid.excess for other in grids)
-        if self._sizes is None:
-            if not exact:
-                raise InexactError(
-                    "a layer changes the size in a way that not every branch follows at all input sizes: "
-                    "pass example_inputs"
-                )
-            return
-        self._sizes = grid.out_size(self._sizes)
-        for side, segment in enumerate(after):
-            sizes = self.problem.value(side, segment.done).sizes
-            wanted = sizes and tuple((n - 1) // a + 1 for n, a in zip(sizes, segment.ahead, strict=True))
-            if wanted != self._sizes:
-                raise InexactError(f"a stack of size {self._sizes} cannot hold a tensor of size {wanted}")
-        self.sized |= not exact
-
-    # -- pointwise steps ----------------------------------------------------------------------------------------------
-
-    def _pointwise(self, step: Step) -> None:
-        """Condition 4: a carrier for every segment that does not advance."""
-        acting = {side: self._next_activation(side) for side in (0, 1) if step.advances[side]}
-        parts: list[nn.Module | None] = []
-        after = []
-        for side, segment in enumerate(self._segments):
-            if side not in acting:
-                part, passed = self._carried(side, segment, list(acting.values()))
-                parts += [part] * len(segment.factors)
-                after.append(passed)
-                continue
-            done = segment.done + 1
-            parts.append(acting[side])
-            after.append(replace(segment, done=done, range=self.problem.value(side, done).range))
-        self.activations.append(tuple(parts))
-        self._segments = (after[0], after[1])
-
-    def _carried(self, side: int, segment: _Segment, acting: list[nn.Module]) -> tuple[nn.Module | None, _Segment]:
-        """The activation that a carried segment goes through (None: it is masked), and the segment behind it."""
-        if all(isinstance(activation, NORMS) for activation in acting):
-            return None, segment  # a widened norm is the identity on what it carries
-        if len(segment.factors) > 1 and segment.range[0] < 0 and all(split_constant(a) is not None for a in acting):
-            self.carriers.add("split")
-            return acting[0], replace(segment, range=image(acting[0], segment.range))
-        wanted = self.problem.carrier if len(segment.factors) == 1 else "auto"
-        if {choose_carrier(activation, segment.range, wanted) for activation in acting} == {"direct"}:
-            self.carriers.add("direct")
-            return acting[0], segment
-        self.carriers.add("masked")
-        self.masked_channels += self.problem.value(side, segment.done).channels * len(segment.factors)
-        return None, segment
-
-    # -- shared -------------------------------------------------------------------------------------------------------
-
-    def _widths(self, segments: Sequence[_Segment]) -> list[int]:
-        """Channels of every copy of every segment."""
-        return [
-            self.problem.value(side, segment.done).channels
-            for side, segment in enumerate(segments)
-            for _ in segment.factors
-        ]
-
-    def _name(self, step: Step) -> str | None:
-        advancing = [side for side in (0, 1) if step.advances[side]]
-        return self.problem.chains[advancing[0]][self._segments[advancing[0]].done].name if advancing else None
-
-
-def _stride_left(axis: Axis, ahead: int) -> int:
-    """Condition 2: the stride that a map must still make where its input is ``ahead`` times too coarse already."""
-    if ahead == 1:
-        return axis.stride
-    if not axis.samples:
-        raise InexactError("a stride would discard positions that a later convolution of the shortcut reads")
-    return max(axis.stride // ahead, 1)
-
-
-def _columns(segments: Sequence[_Segment]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    first = list(enumerate(segments[0].factors))
-    second = list(enumerate(segments[1].factors, start=len(first)))
-    return first, second
-
-
 @dataclass(frozen=True, eq=False)
 class _Candidate:
     """A legal schedule with the cheapest forms of its linear steps."""
 
-    draft: _Draft
+    draft: Draft
     forms: tuple[Form, ...]
     activations: tuple[nn.Module, ...]
 
@@ -324,7 +78,7 @@ class _Candidate:
         return Solution(layers, self.macs, frozenset(draft.carriers), carried, draft.sized)
 
 
-def _candidate(draft: _Draft) -> _Candidate:
+def _candidate(draft: Draft) -> _Candidate:
     forms = choose_forms(draft.linear_steps)
     kinds = [i for i, kind in enumerate(draft.kinds) if kind == "pointwise"]
     layers = []
@@ -334,7 +88,7 @@ def _candidate(draft: _Draft) -> _Candidate:
     return _Candidate(draft, forms, tuple(layers))
 
 
-def _activation(draft: _Draft, parts: tuple[nn.Module | None, ...], step: int, form: Form) -> nn.Module:
+def _activation(draft: Draft, parts: tuple[nn.Module | None, ...], step: int, form: Form) -> nn.Module:
     """One layer for a pointwise step, over the channels as the linear step before it lays them out."""
     widths = draft.linear_steps[step].after
     placed = [

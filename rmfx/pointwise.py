@@ -149,9 +149,12 @@ def _per_channel(module: nn.Module) -> bool:
 
 
 def _as_norm(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
-    """A widened batch norm: the identity on carried channels, ``w = sqrt(var + eps), b = mean`` (equation 2)."""
+    """A widened batch norm: the identity on carried channels, ``w = sqrt(var + eps), b = mean`` (equation 2).
+
+    Its channels are dimension 1, which is also the last one where ``axis`` is -1: norms of other inputs are no layers.
+    """
     norms = [part.activation for part in parts if isinstance(part.activation, NORMS)]
-    if axis != 1 or len(norms) != sum(part.activation is not None for part in parts):
+    if len(norms) != sum(part.activation is not None for part in parts):
         return None
     if len({(type(norm), norm.eps, norm.momentum) for norm in norms}) != 1:
         return None

@@ -108,6 +108,14 @@ def test_what_cannot_share_a_grid_is_refused_and_would_be_wrong(reason: str, mon
     assert first_out.shape != second_out.shape or not torch.equal(got, first_out + second_out)
 
 
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_other_paddings_of_different_widths_are_refused(mode: str) -> None:
+    narrow, wide = (Grid.of((k,), padding=(k // 2,), mode=mode) for k in (3, 5))
+    for members in ([narrow, wide], [wide, narrow]):
+        with pytest.raises(InexactError, match=f"^{mode} padding of different widths cannot be shared by one conv"):
+            align(members)
+
+
 def test_sampling_agrees_with_every_padding_mode() -> None:
     for mode in MODES:
         padded = Grid((axis_of(3, p=1),), mode)

@@ -1,4 +1,4 @@
-"""One spelling per operation, one call site per layer: what becomes which layer, what stays, and that it is the same."""
+"""One spelling per operation, one call site per layer: what becomes which layer, and what stays as it is."""
 
 from __future__ import annotations
 

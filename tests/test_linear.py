@@ -1,0 +1,267 @@
+"""Maps read off layers compute what the layers compute, and layers made of maps compute what the maps do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_affine import CONVS, MODES, axes, axis_of, integers, layer, map_of, run_affine, signal, smallest
+from torch import Tensor, fx, nn
+
+from rmfx.affine import Affine, dirac, from_tensors
+from rmfx.editor import meta_layer
+from rmfx.emit import Storage, _fill
+from rmfx.errors import InexactError
+from rmfx.facts import annotate
+from rmfx.grid import Axis, Grid
+from rmfx.linear import affine_of, dims_of, is_linear, mixes
+from rmfx.modules import ChannelAffine
+from rmfx.passes.normalise import normalise
+from rmfx.trace import trace
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+def node_of(module: nn.Module, x: Tensor | None) -> fx.Node:
+    """The node of the last layer of ``module`` in normal form, with facts for input ``x``."""
+    gm = normalise(trace(module.double().eval()))
+    annotate(gm, None if x is None else (x,))
+    return [node for node in gm.graph.nodes if node.op == "call_module"][-1]
+
+
+def read(module: nn.Module, x: Tensor | None, dims: int) -> Affine:
+    """The map of the last layer of ``module``."""
+    return affine_of(node_of(module, x), dims)
+
+
+def refusal(module: nn.Module, x: Tensor | None, dims: int) -> str:
+    """Why the last layer of ``module`` is no map."""
+    with pytest.raises(InexactError) as error:
+        read(module, x, dims)
+    return str(error.value)
+
+
+def assert_reads(module: nn.Module, x: Tensor, dims: int, tolerance: float = 0.0) -> None:
+    """The map of ``module``, as a dense layer where it is depthwise without axes, is ``module``."""
+    affine, want = read(module, x, dims), module(x)
+    if not dims and affine.groups > 1:
+        weight, bias = affine.weights()
+        affine = from_tensors(torch.diag(weight.flatten()), bias, Grid())
+    got = run_affine(affine, x)
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= tolerance * want.abs().max()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 3), st.sampled_from(MODES), st.sampled_from((1, 2, 4)), st.booleans(), st.data())
+def test_convolutions(dims: int, mode: str, groups: int, bias: bool, data: st.DataObject) -> None:
+    extra = data.draw(st.integers(0, 2))
+    module = layer(4, 8, data.draw(axes(dims)), mode, groups if dims else 1, bias)
+    sizes = [n + extra for n in smallest([map_of(module).grid])] if dims else [3] * extra
+    assert_reads(module, signal(extra, *([4, *sizes] if dims else [*sizes, 4])), dims)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 3),
+    st.sampled_from(MODES),
+    st.sampled_from(("same", "valid")),
+    st.lists(st.integers(1, 4), min_size=6),
+)
+def test_padding_by_name(dims: int, mode: str, padding: str, spans: list[int]) -> None:
+    kernel, dilation = spans[:dims], [min(d, 3 if dims < 3 else 2) for d in spans[3 : 3 + dims]]
+    module = CONVS[dims - 1](2, 3, kernel, padding=padding, dilation=dilation, padding_mode=mode)
+    for offset, parameter in enumerate(module.parameters()):
+        parameter.data = integers(offset, *parameter.shape)
+    x = signal(0, 2, *(d * (k - 1) + 2 for k, d in zip(kernel, dilation, strict=True)))
+    assert_reads(module.requires_grad_(False), x, dims)
+    if same:
+        assert module(x).shape[2:] == x.shape[2:] and read(module, x, dims).grid.excess == (0,) * dims
+
+
+def test_a_mode_that_pads_nothing_is_no_mode() -> None:
+    for padding in (0, "valid"):
+        module = nn.Conv2d(2, 2, 3, padding=padding, padding_mode="reflect")
+        assert read(module, None, 2).grid == Grid.of((3, 3))
+
+
+def hostile_norm(dims: int, affine: bool) -> nn.Module:
+    """Statistics far from 0 and 1, variance 0 and scale 0 among them."""
+    norm = BATCH_NORMS[dims](5, eps=1e-3, affine=affine).double().eval()
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.tensor([-30.0, 0.0, 0.5, 7.0, 100.0]))
+        norm.running_var.copy_(torch.tensor([0.0, 1e-8, 0.3, 50.0, 1e6]))
+        for parameter, values in zip(norm.parameters(), ([-2.0, 1e-3, 0.0, 3.0, 40.0], [9.0, -1.0, 4.0, 0.0, -60.0]),
+                                     strict=False):  # fmt: skip
+            parameter.copy_(torch.tensor(values))
+    return norm.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dims", range(4))
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norms(dims: int, affine: bool) -> None:
+    assert_reads(hostile_norm(dims, affine), signal(0, 5, *[3] * dims), dims, tolerance=1e-14)
+
+
+@pytest.mark.parametrize("dims", range(4))
+@pytest.mark.parametrize("vector", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_channel_affine(dims: int, vector: bool, biased: bool) -> None:
+    weight, bias = (integers(i, 5) if vector else torch.tensor(-3.0 - i).double() for i in range(2))
+    module = ChannelAffine(weight, bias if biased else None, axis=1 if dims else -1)
+    assert_reads(module, signal(0, 5, *[3] * dims), dims)
+    assert read(module, signal(0, 5, *[3] * dims), dims).has_bias == biased
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 3), st.booleans(), st.sampled_from((None, 1, 5)), st.booleans(), st.data())
+def test_average_pools(dims: int, counts: bool, divisor: int | None, default: bool, data: st.DataObject) -> None:
+    kernel, stride = (data.draw(st.integers(1, 4)) for _ in range(2))
+    padding = data.draw(st.integers(0, kernel // 2)) if counts or (divisor and dims > 1) else 0
+    arguments = {} if dims == 1 else {"divisor_override": divisor}
+    module = POOLS[dims - 1](
+        kernel, None if default else stride, padding, ceil_mode=False, count_include_pad=counts, **arguments
+    )
+    assert_reads(module, signal(1, 3, *(kernel + i for i in range(dims))), dims, tolerance=1e-14)
+
+
+def test_pools_with_a_varying_divisor_are_refused_and_would_be_wrong() -> None:
+    reasons = {
+        "ceil_mode": "an average pool with ceil_mode has another divisor where it hangs over the border",
+        "count_include_pad": "the divisor of an average pool that does not count its padding varies at the borders",
+    }
+    for name, reason in reasons.items():
+        x, varying = signal(0, 3, 6, 6), nn.AvgPool2d(3, 2, 1).double()
+        setattr(varying, name, name == "ceil_mode")
+        assert refusal(varying, x, 2) == reason
+        fixed = copy.deepcopy(varying)
+        setattr(fixed, name, name != "ceil_mode")
+        got, want = run_affine(read(fixed, x, 2), x), varying(x)
+        assert got.shape != want.shape or (got - want).abs().max() > 1
+
+
+def test_norms_that_are_no_fixed_map_are_refused() -> None:
+    norm, x = nn.BatchNorm2d(3, track_running_stats=False), signal(0, 3, 4, 4)
+    reason = "batch norm without running statistics normalises by the statistics of each batch"
+    assert refusal(norm, x, 2) == reason
+    alone, together = norm.double()(x[:1]), norm(x)[:1]
+    assert not torch.allclose(alone, together)
+    assert refusal(nn.BatchNorm1d(4), None, 0) == (
+        "whether BatchNorm1d normalises features or positions depends on the input's rank: pass example_inputs"
+    )
+
+
+@pytest.mark.xfail(
+    strict=True, reason="unreachable: affine_of says 'has 1 spatial dimensions among layers of 0' before"
+)
+def test_a_norm_of_positions_among_linear_layers_is_refused() -> None:
+    assert refusal(nn.BatchNorm1d(4), signal(0, 4, 4), 0) == (
+        "BatchNorm1d normalises dimension 1 of a 3-dimensional tensor, not the features"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="BatchNorm1d on an unbatched Conv1d output normalises positions, not channels")
+def test_a_norm_of_positions_is_refused() -> None:
+    model, x = nn.Sequential(layer(3, 5, [axis_of(1)]), hostile_norm(1, True)), signal(0, 3, 5)[0]
+    assert model(x).shape == (5, 5), "channels and positions: the norm scales the positions"
+    with pytest.raises(InexactError):
+        read(model, x, 1)
+
+
+def test_what_is_no_map_of_these_dimensions_is_refused() -> None:
+    x = signal(0, 4, 4)
+    scale = ChannelAffine(torch.ones(4), axis=1)
+    for module, given_x, dims, reason in (
+        (nn.ReLU(), x, 2, "_0 is not a linear layer"),
+        (nn.Conv2d(4, 4, 1), None, 1, "_0 has 2 spatial dimensions among layers of 1"),
+        (nn.Linear(4, 4), x, 2, "_0 has 0 spatial dimensions among layers of 2"),
+        (nn.AvgPool1d(2), x, 2, "_0 has 1 spatial dimensions among layers of 2"),
+        (nn.BatchNorm1d(4), x, 2, "_0 has 1 spatial dimensions among layers of 2"),
+        (ChannelAffine(torch.tensor(2.0)), None, 2, "the number of channels at _0 is unknown: pass example_inputs"),
+        (nn.AvgPool2d(2), None, 2, "the number of channels at _0 is unknown: pass example_inputs"),
+        (scale, x, 0, "_0 scales another axis than the channels"),
+        (ChannelAffine(torch.ones(4), axis=-1), x, 1, "_0 scales another axis than the channels"),
+    ):
+        assert refusal(nn.Sequential(module), given_x, dims) == reason
+
+
+def test_what_a_layer_is() -> None:
+    kinds = {
+        nn.Linear(4, 4): (True, True, 0), nn.Conv1d(4, 4, 1): (True, True, 1), nn.Conv3d(4, 4, 1): (True, True, 3),
+        nn.BatchNorm2d(4): (True, False, 2), nn.BatchNorm1d(4): (True, False, None),
+        nn.AvgPool2d(2): (True, False, 2), ChannelAffine(torch.ones(4)): (True, False, None),
+        nn.ReLU(): (False, False, None), nn.ConvTranspose2d(4, 4, 1): (False, False, None),
+        nn.MaxPool2d(2): (False, False, None), nn.GroupNorm(2, 4): (False, False, None),
+    }  # fmt: skip
+    for module, kind in kinds.items():
+        node = node_of(module, None)
+        assert (is_linear(node), mixes(node), dims_of(node)) == kind, module
+    assert dims_of(node_of(nn.BatchNorm1d(4), signal(0, 4, 3))) == 1
+    assert dims_of(node_of(nn.BatchNorm1d(4), signal(0, 4))) is None
+
+
+def test_a_layer_that_a_pass_has_made_has_its_map_already() -> None:
+    node, waiting = node_of(nn.Conv2d(3, 3, 1), None), dirac(3, Grid.sampling([1, 1]))
+    node.meta["affine"] = waiting
+    assert affine_of(node, 2) is waiting
+
+
+def test_sources_are_the_names_of_the_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    assert read(model[:1], None, 2).sources == {"0.weight", "0.bias"}
+    assert read(model, None, 2).sources == {f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+
+
+# -- the way back: from maps to layers ---------------------------------------------------------------------------------
+
+
+def emitted(affine: Affine) -> nn.Module:
+    """The ``torch.nn`` layer of ``affine`` with its weights, in float64."""
+    module = meta_layer(affine)
+    _fill(module, affine, Storage(torch.float64, torch.device("cpu"), False, False))
+    return module
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.tuples(*[st.integers(1, 3)] * 3, *[st.integers(0, 4)] * 2), max_size=3),
+    st.sampled_from((1, 2)), st.booleans(), st.integers(0, 2),
+)  # fmt: skip
+def test_emission_of_any_borders(spans: list[tuple[int, ...]], groups: int, bias: bool, extra: int) -> None:
+    grid = Grid(tuple(Axis(*span) for span in spans))
+    groups = groups if spans else 1
+    affine = from_tensors(integers(0, 4, 4 // groups, *grid.kernel), integers(1, 4) if bias else None, grid, groups)
+    module, x = emitted(affine), signal(0, 4, *(n + extra for n in smallest([grid])))
+    assert type(module) is (CONVS[len(spans) - 1] if spans else nn.Linear)
+    assert (module.bias is not None) == bias
+    assert torch.equal(module(x), run_affine(affine, x))
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_emission_of_other_paddings(mode: str, kernel: int, request: pytest.FixtureRequest) -> None:
+    if kernel % 2 == 0:
+        reason = "meta_layer raises InexactError on padding='same' with an even kernel under another mode than zeros"
+        request.applymarker(pytest.mark.xfail(strict=True, raises=InexactError, reason=reason))
+    module = nn.Conv1d(2, 3, kernel, padding="same", padding_mode=mode, dtype=torch.float64)
+    for offset, parameter in enumerate(module.requires_grad_(False).parameters()):
+        parameter.copy_(integers(offset, *parameter.shape))
+    x = signal(0, 2, 7)
+    assert torch.equal(emitted(read(module, x, 1))(x), module(x))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_emission_keeps_storage(channels_last: bool, requires_grad: bool) -> None:
+    affine = map_of(layer(4, 6, [axis_of(3, p=1)] * 2))
+    module = meta_layer(affine)
+    _fill(module, affine, Storage(torch.float16, torch.device("cpu"), requires_grad, channels_last))
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    for parameter in module.parameters():
+        assert parameter.dtype == torch.float16 and parameter.requires_grad == requires_grad
+    assert module.weight.is_contiguous(memory_format=form)
+    assert torch.equal(module.weight.double(), affine.weights()[0])
