@@ -113,6 +113,7 @@ def measure(name: str) -> tuple[list[Figure], dict[str, object]]:
     ]
     statuses = {status: report.count(status) for status in ("removed", "kept", "refused")}
     samples = {
+        "joins_before": control,
         "noise_floor": floor,
         "float32_errors": errors,
         "sums": statuses,

@@ -1,6 +1,8 @@
 """Consecutive linear layers become one (the paper's equation 4).
 
-    x -> L1 -> L2 -> y        becomes        x -> (L2 L1) -> y,        Z = W2 (W1 X + B1) + B2 = (W2 W1) X + (W2 B1 + B2)
+    x -> L1 -> L2 -> y        becomes        x -> (L2 L1) -> y
+
+    Z = W2 (W1 X + B1) + B2 = (W2 W1) X + (W2 B1 + B2)
 
 for any two maps of the algebra: pointwise convolutions, a pointwise and a wider one, unpadded ones, and norms,
 scales or average pools that earlier passes had to leave.

@@ -11,7 +11,8 @@ Each step stands where it does for a reason:
 5. sums, differences and scalings, which need the ranks too;
 6. one call site per layer, when no step adds calls any more;
 7. dead code, unused layers and weights;
-8. ``meta["origin"]``: the name under which a value of the original network is known from here on.
+8. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
+   ``meta["plain_value"]`` on what is no tensor.
 
 What is not known stays in the graph as it is. Every step is linear in the number of nodes.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
-from rmfx.aliasing import NO_OPS, resolve_in_place
+from rmfx.aliasing import NO_OPS, is_plain_value, resolve_in_place
 from rmfx.arithmetic import Arithmetic
 from rmfx.constants import fold_constants
 from rmfx.install import Installer, clone_sharing
@@ -30,16 +31,18 @@ from rmfx.kinds import Kind, infer_kinds, parameter_dtype
 from rmfx.modules import SizeGuard
 from rmfx.opnames import is_eval_dropout, is_torch_function, op_name
 from rmfx.spelling import spell
+from rmfx.tree import drop_unused
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
 
 
-def normalise(gm: fx.GraphModule) -> fx.GraphModule:
+def normalise(gm: fx.GraphModule, *, keep_dropout: bool = False) -> fx.GraphModule:
     """Bring ``gm`` into normal form, in place; returns it.
 
     Args:
         gm: what :func:`rmfx.trace.trace` gives. Its layers are changed; tensors that it shares with others are not.
+        keep_dropout: keep dropout layers, for a network that will train (the functional ones cannot be kept).
 
     Raises:
         NormalFormError: when an in-place operation cannot be given an out-of-place meaning.
@@ -47,17 +50,26 @@ def normalise(gm: fx.GraphModule) -> fx.GraphModule:
     installer = Installer(gm)
     resolve_in_place(gm)
     fold_constants(gm, installer)
-    _drop_no_ops(gm)
+    _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
     _spell(gm, installer)
     _one_call_site_each(gm, installer)
     _drop_dead_code(gm)
-    _drop_unused(gm)
-    for node in gm.graph.nodes:
-        node.meta["origin"] = node.name
-        node.meta.setdefault("place", "")
+    drop_unused(gm)
+    _stamp(gm)
     gm.graph.lint()
     gm.recompile()
     return gm
+
+
+def _stamp(gm: fx.GraphModule) -> None:
+    tensors: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        node.meta["origin"] = node.name
+        node.meta.setdefault("place", "")
+        if is_plain_value(node, tensors):
+            node.meta["plain_value"] = True
+        else:
+            tensors.add(node)
 
 
 def _source(node: fx.Node) -> fx.Node | None:
@@ -68,11 +80,11 @@ def _source(node: fx.Node) -> fx.Node | None:
 # -- 3. what does nothing ---------------------------------------------------------------------------------------------
 
 
-def _drop_no_ops(gm: fx.GraphModule) -> None:
+def _drop_no_ops(gm: fx.GraphModule, idle: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
     for node in list(gm.graph.nodes):
         if _is_assert(node):
             gm.graph.erase_node(node)
-        elif _is_no_op(gm, node) and (source := _source(node)) is not None:
+        elif _is_no_op(gm, node, idle) and (source := _source(node)) is not None:
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
 
@@ -81,9 +93,9 @@ def _is_assert(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") in _ASSERTS and not node.users
 
 
-def _is_no_op(gm: fx.GraphModule, node: fx.Node) -> bool:
+def _is_no_op(gm: fx.GraphModule, node: fx.Node, idle: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
     if node.op == "call_module":
-        return isinstance(gm.get_submodule(str(node.target)), NO_OPS)
+        return isinstance(gm.get_submodule(str(node.target)), idle)
     return is_eval_dropout(node) or _is_plain_copy(gm, node)
 
 
@@ -174,23 +186,3 @@ def _is_pure(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return not isinstance(gm.get_submodule(str(node.target)), SizeGuard)
     return node.op != "call_function" or is_torch_function(node.target)
-
-
-def _drop_unused(gm: fx.GraphModule) -> None:
-    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
-    _prune(gm, "", called, read)
-
-
-def _prune(owner: nn.Module, prefix: str, called: set[str], read: set[str]) -> bool:
-    """Remove from ``owner`` what no node names; returns whether anything is left."""
-    for table in (owner._parameters, owner._buffers):
-        for name in [name for name in table if prefix + name not in read]:
-            del table[name]
-    for name, child in list(owner._modules.items()):
-        path = prefix + name
-        if path not in called and (child is None or not _prune(child, f"{path}.", called, read)):
-            del owner._modules[name]
-        elif child is not None:
-            child.training = False
-    return bool(owner._parameters or owner._buffers or owner._modules)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from rmfx.cost import network_macs, network_parameters
+from rmfx.emit import UNTOUCHED
 from rmfx.errors import RmfxError
 from rmfx.facts import module_of
 from rmfx.joins import TAPS, JoinPlan
@@ -17,7 +18,7 @@ from rmfx.report import Entry, PassLine, Report, Status, Totals
 from rmfx.rewriter import Veto
 from rmfx.rule import Applied, PassResult, Price, Refused
 
-_SCRATCH = ("affine", "range", "shape", "made", CARRIED, TAPS)  # node.meta that only passes need
+_SCRATCH = ("affine", "range", "shape", "made", CARRIED, TAPS, UNTOUCHED)  # node.meta that only passes need
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +102,15 @@ def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModul
         PassLine(r.name, len(r.applied), tuple((f"{x.place}:{x.node}".lstrip(":"), x.reason) for x in r.refused))
         for r in results
     )
+    notes = (*notes, *_dropout_notes(results))
     totals = Totals(before.params, network_parameters(gm), before.macs, network_macs(gm))
     return Report(tuple(found[name] for name in before.sums if name in found), totals, lines, {}, notes)
+
+
+def _dropout_notes(results: tuple[PassResult, ...]) -> list[str]:
+    plans = [applied.plan for result in results for applied in result.applied]
+    names = [name for plan in plans if isinstance(plan, JoinPlan) for name in plan.dropouts]
+    return [f"dropout {name} is gone: it stood beside a carried tensor and would act on that too" for name in names]
 
 
 def _entry(item: Applied | Refused) -> Entry:

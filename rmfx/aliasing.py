@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from rmfx.errors import NormalFormError
-from rmfx.modules import SizeGuard
+from rmfx.modules import DROPOUTS, SizeGuard
 from rmfx.opnames import (
     FRESH,
     METADATA,
@@ -37,15 +37,7 @@ from rmfx.opnames import (
 from rmfx.tracer import IN_PLACE_OPERATORS, location
 
 # Layers that give back the very tensor that comes in, in eval mode.
-NO_OPS = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+NO_OPS = (nn.Identity, *DROPOUTS)
 _SAME_LAYERS = (*NO_OPS, SizeGuard)
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 # What a write into a tensor made in forward is recorded as: torch.zeros(3) is a constant of the graph.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from rmfx.install import Installer
 from rmfx.kinds import Kind, Kinds
@@ -141,8 +141,8 @@ class Arithmetic:
         if not self._is_tensor(node):
             return ()
         axis = next((value.axis for value in (scale, shift) if isinstance(value, _Channels)), 1)
-        plain = [value.vector.detach() if isinstance(value, _Channels) else value for value in (scale, shift)]
-        term = _Term(node, plain[0], plain[1] * factor, axis)
+        plain = [value.vector if isinstance(value, _Channels) else value for value in (scale, shift)]
+        term = _Term(node, plain[0], plain[1] if factor == 1 else plain[1] * factor, axis)
         # A number leaves it to the tensor which type the result has; a layer that holds floats does not.
         by_channel = any(isinstance(value, Tensor) and value.dim() for value in plain)
         return (term,) if by_channel or self.kinds[node].floating or not self._changes(term) else ()
@@ -198,7 +198,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     if len(shape) > 1 and (rank is None or len(shape) > rank):
         return None  # the result may have more dimensions
     if tensor.numel() == 1:
-        return _Channels(tensor.reshape(()), 1)
+        return _Channels(_view(tensor, ()), 1)
     long = [index for index, size in enumerate(shape) if size != 1]
     if len(long) != 1:
         return None
@@ -208,7 +208,13 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     on_channels = axis != -1 or rank == 2
     if on_channels and kind.channels not in (None, tensor.numel()):
         return None  # one channel that broadcasts to many
-    return _Channels(tensor.reshape(-1), -1 if axis == -1 else 1)
+    return _Channels(_view(tensor, (-1,)), -1 if axis == -1 else 1)
+
+
+def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same memory in another shape; a parameter stays one, so that a scale that trains goes on training."""
+    view = tensor.detach().reshape(shape)
+    return nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
 
 
 def _respell(node: fx.Node) -> None:

@@ -1,4 +1,4 @@
-"""Planning makes very many small objects that all live on; the cyclic garbage collector would visit them over and over."""
+"""Planning makes many small objects that all live on: the cyclic garbage collector would visit them over and over."""
 
 from __future__ import annotations
 

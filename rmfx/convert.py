@@ -167,7 +167,7 @@ def explain(
 
 
 def _plan(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], options: Options) -> _Planned:
-    gm = normalise(trace(model, allow_training=options.keep_bn))
+    gm = normalise(trace(model, allow_training=options.keep_bn), keep_dropout=options.keep_bn)
     inputs = None
     if example_inputs is not None or kwargs:
         inputs = bind(gm, () if example_inputs is None else as_tuple(example_inputs), kwargs)
@@ -179,7 +179,7 @@ def _plan(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], opti
         if options.keep_bn
         else inference_passes(options.carrier, options.downsample, options.fuse)
     )
-    results = run_passes(gm, passes, account.veto(options.policy, options.max_growth))
+    results = run_passes(gm, passes, account.veto(options.policy, options.max_growth), keep_dropout=options.keep_bn)
     return _Planned(gm, inputs, before, results, tensors)
 
 

@@ -189,9 +189,7 @@ class Draft:
                     blocks[key] = add(blocks[key], block) if key in blocks else block
         return blocks
 
-    def _check_sizes(
-        self, grid: Grid, grids: Sequence[Grid], step: Step, after: tuple[_Segment, ...]
-    ) -> None:
+    def _check_sizes(self, grid: Grid, grids: Sequence[Grid], step: Step, after: tuple[_Segment, ...]) -> None:
         """Condition 3."""
         for s in grid.stride:
             self._density /= s

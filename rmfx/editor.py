@@ -14,6 +14,7 @@ from torch import fx, nn
 from rmfx.affine import Affine
 from rmfx.facts import module_range, range_of, shape_of
 from rmfx.grid import align
+from rmfx.tree import drop_unused
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -78,7 +79,7 @@ class Editor:
 
     def finish(self) -> None:
         """Bring code and module tree in line with the graph; called once per pass."""
-        self.gm.delete_all_unused_submodules()
+        drop_unused(self.gm)
         self.gm.graph.lint()
         self.gm.recompile()
 

@@ -17,6 +17,8 @@ from rmfx.affine import Affine
 from rmfx.facts import module_of
 from rmfx.grid import align
 
+UNTOUCHED = "untouched"  # node.meta: the layer or tensor of the user's model that a node still names
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -43,6 +45,8 @@ def emit(gm: fx.GraphModule, tensors: dict[str, Tensor], dtype: torch.dtype | No
     """
     fallback = _storage(tensors.values(), dtype)
     for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            _own_tensor(gm, node, dtype)
         module = module_of(node)
         if module is None:
             continue
@@ -76,10 +80,24 @@ def _parameter(tensor: Tensor, storage: Storage) -> nn.Parameter:
 def _own(gm: fx.GraphModule, node: fx.Node, module: nn.Module, fallback: Storage, dtype: torch.dtype | None) -> None:
     """Copy an untouched layer; give one that a pass has made the dtype and device of the layer it reads."""
     if "made" not in node.meta:
-        gm.set_submodule(str(node.target), copy.deepcopy(module).to(dtype))
+        untouched = node.meta.setdefault(UNTOUCHED, module)
+        gm.set_submodule(str(node.target), copy.deepcopy(untouched).to(dtype))
     elif fallback.device.type != "meta":
         near = _nearest_weight(node)
         module.to(near.device, near.dtype) if near is not None else module.to(fallback.device, fallback.dtype)
+
+
+def _own_tensor(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype | None) -> None:
+    owner, _, attribute = str(node.target).rpartition(".")
+    holder = gm.get_submodule(owner)
+    tensor = node.meta.setdefault(UNTOUCHED, getattr(holder, attribute))
+    if not isinstance(tensor, Tensor):
+        return
+    own = tensor.detach().clone().to(dtype if tensor.is_floating_point() else tensor.dtype)
+    if isinstance(tensor, nn.Parameter):
+        setattr(holder, attribute, nn.Parameter(own, requires_grad=tensor.requires_grad))
+    else:
+        holder.register_buffer(attribute, own, persistent=attribute not in holder._non_persistent_buffers_set)
 
 
 def _nearest_weight(node: fx.Node) -> Tensor | None:

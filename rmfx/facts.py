@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from rmfx.modules import ChannelAffine, SizeGuard
+from rmfx.modules import DROPOUTS, ChannelAffine, SizeGuard
 from rmfx.pointwise import EVERYTHING, Range, image, is_pointwise
 
 # Layers whose outputs are convex combinations of inputs (and, where they pad, of zero).
@@ -40,6 +40,7 @@ _KEEPING = (
     nn.ReplicationPad2d,
     nn.ReplicationPad3d,
     SizeGuard,
+    *DROPOUTS,
 )
 _KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
@@ -76,8 +77,13 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 
 def is_sum(node: fx.Node) -> bool:
-    """Whether the node is a sum of two tensors in normal form."""
-    return node.op == "call_function" and node.target is operator.add and len(node.all_input_nodes) in (1, 2)
+    """Whether the node is a sum of two tensors in normal form (sizes may be added up too)."""
+    return node.op == "call_function" and node.target is operator.add and not node.meta.get("plain_value", False)
+
+
+def is_dropout(node: fx.Node) -> bool:
+    """Whether the node calls a dropout layer (there are some in networks that will train only)."""
+    return isinstance(module_of(node), DROPOUTS)
 
 
 def channels_of(node: fx.Node, dims: int) -> int | None:
@@ -94,7 +100,7 @@ def channels_of(node: fx.Node, dims: int) -> int | None:
     return channels_of(node.all_input_nodes[0], dims) if keeps and node.all_input_nodes else None
 
 
-_PER_CHANNEL = (ChannelAffine, SizeGuard, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_KEEPING_WITH_ZERO)
+_PER_CHANNEL = (ChannelAffine, SizeGuard, *DROPOUTS, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_KEEPING_WITH_ZERO)
 
 
 def _range(gm: fx.GraphModule, node: fx.Node) -> Range:

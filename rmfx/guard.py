@@ -20,6 +20,7 @@ def guard_sizes(gm: fx.GraphModule, report: Report) -> None:
         shape = shape_of(node)
         if shape is None or len(shape) < 3:
             continue
-        guard = editor.layer(SizeGuard(tuple(shape[2:]), "; ".join(conditions)), node, node.next, editor.fresh("", "sizes"))
+        check = SizeGuard(tuple(shape[2:]), "; ".join(conditions))
+        guard = editor.layer(check, node, node.next, editor.fresh("", "sizes"))
         node.replace_all_uses_with(guard, delete_user_cb=lambda user, guard=guard: user is not guard)
     editor.finish()

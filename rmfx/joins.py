@@ -11,7 +11,7 @@ from torch import fx
 from rmfx.affine import Affine, compose
 from rmfx.cost import chain_cost
 from rmfx.errors import InexactError
-from rmfx.facts import channels_of, module_of, range_of, shape_of
+from rmfx.facts import channels_of, is_dropout, module_of, range_of, shape_of
 from rmfx.linear import affine_of, is_linear, mixes
 from rmfx.pointwise import CARRIED, NORMS
 from rmfx.problem import Layer, Solution, Value
@@ -33,6 +33,7 @@ class JoinPlan:
         kind: of the region (:attr:`rmfx.region.Region.kind`).
         counted: whether MACs are per sample (else per fork position, sizes being unknown).
         conditions: input sizes for which alone the rewrite is exact.
+        dropouts: names of dropout layers that disappear.
     """
 
     region: Region
@@ -41,6 +42,7 @@ class JoinPlan:
     kind: str
     counted: bool
     conditions: tuple[str, ...]
+    dropouts: tuple[str, ...]
 
     @property
     def carrier(self) -> str | None:
@@ -55,7 +57,8 @@ def join_plan(region: Region, solution: Solution, dims: int) -> JoinPlan:
     if solution.sized and shape is not None:
         conditions = (f"exact where {region.join.name} is reached at size {tuple(shape[2:])} only",)
     price = _price(region, solution, dims)
-    return JoinPlan(region, solution, price, region.kind, shape is not None, conditions)
+    dropouts = tuple(str(node.target) for node in (*region.branch, *region.shortcut) if is_dropout(node))
+    return JoinPlan(region, solution, price, region.kind, shape is not None, conditions, dropouts)
 
 
 def check_operands(region: Region) -> str | None:
@@ -101,11 +104,15 @@ def read_chain(nodes: Chain, dims: int, keep_norms: bool = False) -> tuple[Layer
 
     Args:
         keep_norms: leave batch norms before a nonlinearity in place, as layers of their own.
+
+    Dropouts are passed over: they would act on what is carried. The plan notes them.
     """
     layers: list[Layer] = []
     for index, node in enumerate(nodes):
         module = module_of(node)
         assert module is not None
+        if is_dropout(node):
+            continue
         value = value_of(node, dims)
         if not is_linear(node):
             layers.append(Layer(str(node.target), module, value))
@@ -120,7 +127,7 @@ def read_chain(nodes: Chain, dims: int, keep_norms: bool = False) -> tuple[Layer
 
 
 def _only_linear(nodes: Chain) -> bool:
-    return all(is_linear(node) for node in nodes)
+    return all(is_linear(node) or is_dropout(node) for node in nodes)
 
 
 def _absorb_diagonal(layers: list[Layer]) -> None:

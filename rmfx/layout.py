@@ -91,9 +91,8 @@ def _candidate(draft: Draft) -> _Candidate:
 def _activation(draft: Draft, parts: tuple[nn.Module | None, ...], step: int, form: Form) -> nn.Module:
     """One layer for a pointwise step, over the channels as the linear step before it lays them out."""
     widths = draft.linear_steps[step].after
-    placed = [
-        Part(part, spread.positions(width)) for part, spread, width in zip(parts, form.after.spreads, widths, strict=True)
-    ]
+    segments = zip(parts, form.after.spreads, widths, strict=True)
+    placed = [Part(part, spread.positions(width)) for part, spread, width in segments]
     layer = combine(placed, form.after.width, draft.problem.channel_axis)
     if layer is None:
         names = " and ".join(sorted({type(part).__name__ for part in parts if part is not None}))

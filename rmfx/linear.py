@@ -108,11 +108,12 @@ def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3
             else "BatchNorm1d normalises dimension 1 of a 3-dimensional tensor, not the features"
         )
 
+    mean, var, weight, bias, eps = module.running_mean, module.running_var, module.weight, module.bias, module.eps
+    assert mean is not None and var is not None
+
     def scale_shift() -> tuple[Tensor, Tensor]:
-        mean, var = module.running_mean, module.running_var
-        assert mean is not None and var is not None
-        weight, bias = (None if t is None else _float64(t) for t in (module.weight, module.bias))
-        return kernels.norm_scale_shift(_float64(mean), _float64(var), module.eps, weight, bias)
+        scale, offset = (None if t is None else _float64(t) for t in (weight, bias))
+        return kernels.norm_scale_shift(_float64(mean), _float64(var), eps, scale, offset)
 
     return per_channel(scale_shift, module.num_features, dims, True, _sources(node, module))
 
@@ -124,11 +125,12 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int) -> Affine:
     if module.weight.dim() and module.axis != (1 if dims else -1):
         raise InexactError(f"{node.name} scales another axis than the channels")
 
-    def scale_shift() -> tuple[Tensor, Tensor | None]:
-        shift = None if module.bias is None else _float64(module.bias).expand(channels)
-        return _float64(module.weight).expand(channels), shift
+    weight, bias = module.weight, module.bias
 
-    return per_channel(scale_shift, channels, dims, module.bias is not None, _sources(node, module))
+    def scale_shift() -> tuple[Tensor, Tensor | None]:
+        return _float64(weight).expand(channels), None if bias is None else _float64(bias).expand(channels)
+
+    return per_channel(scale_shift, channels, dims, bias is not None, _sources(node, module))
 
 
 def _pool(node: fx.Node, module: nn.Module, dims: int) -> Affine:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+# Layers that are the identity in eval mode and random in training.
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 def along_channels(vector: Tensor, rank: int, axis: int) -> Tensor:
     """View a per-channel vector so that it broadcasts over ``rank`` dimensions along ``axis``."""
@@ -24,7 +27,7 @@ class ChannelAffine(nn.Module):
     The normal form of LayerScale, ``0.2 * x``, ``-x`` and ``x / 2``.
 
     Args:
-        weight: shape ``[C]``, or ``[]`` for one scalar.
+        weight: shape ``[C]``, or ``[]`` for one scalar. Parameters stay parameters, other tensors become buffers.
         bias: shape of ``weight``, or ``None``.
         axis: the channel axis of ``x``; -1 for channels-last features such as those of ``nn.Linear``.
 
@@ -38,8 +41,11 @@ class ChannelAffine(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None, axis: int = 1) -> None:
         super().__init__()
         self.axis = axis
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x * along_channels(self.weight, x.dim(), self.axis)

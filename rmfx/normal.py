@@ -57,8 +57,8 @@ PLAIN: tuple[type[nn.Module], ...] = (
 """The layer classes that passes reason about. A layer of any other class is legal and opaque."""
 
 
-def check_normal(gm: fx.GraphModule) -> None:
-    """Check every rule of the normal form.
+def check_normal(gm: fx.GraphModule, keep_dropout: bool = False) -> None:
+    """Check every rule of the normal form; with ``keep_dropout``, a dropout counts as doing something.
 
     1. All layers are in eval mode, without hooks and parametrizations.
     2. Each layer has one call site, under one name, and does something.
@@ -74,7 +74,7 @@ def check_normal(gm: fx.GraphModule) -> None:
     owners: dict[int, fx.Node] = {}
     for node in gm.graph.nodes:
         if node.op == "call_module":
-            _check_layer(gm, node, owners)
+            _check_layer(gm, node, owners, nn.Identity if keep_dropout else NO_OPS)
         elif node.op in ("call_function", "call_method"):
             _check_operation(node, tensors)
         _check_alive(node)
@@ -97,12 +97,14 @@ def _check_graph(gm: fx.GraphModule) -> None:
         raise NormalFormError("rule 5 of the normal form: the graph has no output")
 
 
-def _check_layer(gm: fx.GraphModule, node: fx.Node, owners: dict[int, fx.Node]) -> None:
+def _check_layer(
+    gm: fx.GraphModule, node: fx.Node, owners: dict[int, fx.Node], idle: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> None:
     module = gm.get_submodule(str(node.target))
     first = owners.setdefault(id(module), node)
     if first is not node:
         raise _fail(2, node, f"calls the layer {node.target}, which {first.name} calls already")
-    if isinstance(module, NO_OPS):
+    if isinstance(module, idle):
         raise _fail(2, node, f"calls {node.target}, a {type(module).__name__} that does nothing in eval mode")
     if getattr(module, "inplace", False):
         raise _fail(4, node, f"calls {node.target}, which works in place")

@@ -16,18 +16,23 @@ Callback = Callable[[PassResult, fx.GraphModule], None]
 
 
 def run_passes(
-    gm: fx.GraphModule, passes: Sequence[Rule[Any, Any]], veto: Veto, callback: Callback | None = None
+    gm: fx.GraphModule,
+    passes: Sequence[Rule[Any, Any]],
+    veto: Veto,
+    callback: Callback | None = None,
+    *,
+    keep_dropout: bool = False,
 ) -> tuple[PassResult, ...]:
-    """Run ``passes`` over ``gm`` (which must be, and stays, in normal form).
+    """Run ``passes`` over ``gm`` (which must be, and stays, in normal form, with dropouts or without).
 
     Raises:
         NormalFormError: when a pass leaves the normal form: a bug of that pass.
     """
-    check_normal(gm)
+    check_normal(gm, keep_dropout)
     results = []
     for rule in passes:
         result = sweep(gm, rule, veto)
-        check_normal(gm)
+        check_normal(gm, keep_dropout)
         if callback is not None:
             callback(result, gm)
         results.append(result)

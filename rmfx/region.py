@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from rmfx.facts import is_sum, module_of
+from rmfx.facts import is_dropout, is_sum, module_of
 from rmfx.linear import dims_of, is_linear
 from rmfx.pointwise import is_pointwise
 from rmfx.rule import Refusal
@@ -30,7 +30,7 @@ class Region:
     @property
     def linear(self) -> bool:
         """Whether no nonlinearity stands between fork and join."""
-        return all(is_linear(node) for node in (*self.branch, *self.shortcut))
+        return not any(_is_nonlinear(node) for node in (*self.branch, *self.shortcut))
 
     @property
     def kind(self) -> str:
@@ -39,7 +39,7 @@ class Region:
             return "linear"
         if not self.shortcut:
             return "identity"
-        return "projection" if all(is_linear(node) for node in self.shortcut) else "nonlinear"
+        return "nonlinear" if any(_is_nonlinear(node) for node in self.shortcut) else "projection"
 
     @property
     def dims(self) -> int | None:
@@ -80,7 +80,11 @@ def find_region(join: fx.Node) -> Region | Refusal:
 
 
 def _weight(chain: Chain) -> tuple[int, int]:
-    return sum(not is_linear(node) for node in chain), len(chain)
+    return sum(_is_nonlinear(node) for node in chain), len(chain)
+
+
+def _is_nonlinear(node: fx.Node) -> bool:
+    return not is_linear(node) and not is_dropout(node)
 
 
 def obstacle(node: fx.Node) -> str | None:
@@ -89,7 +93,8 @@ def obstacle(node: fx.Node) -> str | None:
         readers = ", ".join(sorted(user.name for user in node.users))
         return f"{_named(node)} inside the branch is read {len(node.users)} times, by {readers}"
     module = module_of(node)
-    if module is not None and len(node.all_input_nodes) == 1 and (is_linear(node) or is_pointwise(module)):
+    known = module is not None and (is_linear(node) or is_pointwise(module) or is_dropout(node))
+    if known and len(node.all_input_nodes) == 1:
         return None
     return f"{_named(node)} stands on a branch: {_described(node)}, neither a linear nor a pointwise layer"
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from rmfx.facts import is_sum, module_of
 from rmfx.modules import ChannelAffine
+from rmfx.tree import drop_unused
 
 
 def restore(gm: fx.GraphModule) -> None:
@@ -25,4 +26,4 @@ def restore(gm: fx.GraphModule) -> None:
         node.target = operator.sub
         node.args = (first, second.all_input_nodes[0])
         gm.graph.erase_node(second)
-    gm.delete_all_unused_submodules()
+    drop_unused(gm)

@@ -39,7 +39,8 @@ def save(converted: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
 
     Kept bit by bit: parameters and buffers with dtype, memory format (channels-last) and ``requires_grad``, which
     tensors are shared, train or eval mode of every module, node names, and the Report. Not kept: devices of weights
-    (:func:`load` gives CPU tensors), hooks (refused), and other metadata of nodes.
+    (:func:`load` gives CPU tensors), hooks (refused), type annotations and other metadata of nodes, and the classes of
+    containers, which become plain ``nn.Module``.
 
     Args:
         converted: what ``rmfx.convert`` returned, or any ``torch.fx.GraphModule`` in normal form.

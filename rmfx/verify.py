@@ -93,7 +93,10 @@ def verify(
         except (RuntimeError, ValueError, AssertionError) as error:
             if index == 0:
                 reason = str(error).strip().split("\n")[0]
-                raise UnsupportedModelError(f"the original cannot run on the example inputs: {reason}") from error
+                raise UnsupportedModelError(
+                    f"the original cannot be run in float64 on inputs of the example's shape ({reason}): "
+                    "give inputs that it takes, or verify=False where its code is bound to another dtype"
+                ) from error
             continue  # another size or batch than the model allows
         if index and _refuses_size(other, inputs):
             continue
@@ -182,7 +185,7 @@ def _untested(converted: nn.Module, inputs: Inputs, truth: list[Tensor], toleran
     return tuple(
         entry.name
         for entry in removed
-        if not any(_seen(converted, parameters[name], tap, inputs, truth, tolerance) for name, tap in entry.carried_taps)
+        if not any(_seen(converted, parameters[name], at, inputs, truth, tolerance) for name, at in entry.carried_taps)
     )
 
 

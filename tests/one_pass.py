@@ -36,6 +36,7 @@ class Case:
         reason: part of the refusal, for cases that refuse.
         shape: of one input.
         sized: whether the pass sees the input's shape.
+        rule: the pass, where it is not the one with default options.
     """
 
     build: Build
@@ -44,6 +45,7 @@ class Case:
     reason: str = ""
     shape: tuple[int, ...] = IMAGE
     sized: bool = False
+    rule: Rule[Any, Any] | None = None
 
     def model(self) -> tuple[nn.Module, Tensor]:
         """The network in float64 and eval mode with hostile statistics, and a hostile input."""
@@ -60,10 +62,11 @@ class Prepared:
         self.gm = normal_form(self.model)
         annotate(self.gm, (self.x,) if case.sized else None)
         self._tensors = storage_table(self.gm)
+        self._rule = case.rule
 
     def run(self, rule: Rule[Any, Any]) -> PassResult:
-        """One sweep, which must leave the normal form."""
-        result = sweep(self.gm, rule)
+        """One sweep (of the case's own rule, where it has one), which must leave the normal form."""
+        result = sweep(self.gm, self._rule or rule)
         check_normal(self.gm)
         return result
 

@@ -54,13 +54,15 @@ FIRES = {
     ),
     "DBB": Case(
         NETS["dbb"].build,
-        "Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d Conv2d BatchNorm2d add Conv2d Conv2d BatchNorm2d add Conv2d AvgPool2d BatchNorm2d add ReLU",
+        "Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d Conv2d BatchNorm2d add "
+        "Conv2d Conv2d BatchNorm2d add Conv2d AvgPool2d BatchNorm2d add ReLU",
         "Conv2d BatchNorm2d ReLU Conv2d ReLU",
         shape=NET,
     ),
     "MobileOne": Case(
         NETS["mobileone"].build,
-        "Conv2d BatchNorm2d ReLU BatchNorm2d Conv2d BatchNorm2d add Conv2d BatchNorm2d add Conv2d BatchNorm2d add ReLU BatchNorm2d Conv2d BatchNorm2d add Conv2d BatchNorm2d add ReLU",
+        "Conv2d BatchNorm2d ReLU BatchNorm2d Conv2d BatchNorm2d add Conv2d BatchNorm2d add Conv2d BatchNorm2d add ReLU "
+        "BatchNorm2d Conv2d BatchNorm2d add Conv2d BatchNorm2d add ReLU",
         "Conv2d BatchNorm2d ReLU Conv2d ReLU Conv2d ReLU",
         shape=NET,
     ),

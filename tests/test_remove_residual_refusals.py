@@ -1,0 +1,152 @@
+"""remove_residual refuses, naming the node and the condition that is broken: one test per reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+from front import Lambda
+from nets import NETS, Residual, conv
+from one_pass import Case, assert_refuses
+from torch import nn
+
+from rmfx.passes.remove_residual import RemoveResidual
+
+POINT = (16, 4, 1, 1)
+NOT_A_LAYER = "neither a linear nor a pointwise layer"
+
+
+def residual(*branch: nn.Module, shortcut: nn.Module | None = None) -> Callable[[], nn.Module]:
+    """``branch(x) + shortcut(x)``."""
+    return lambda: Residual(nn.Sequential(*copy.deepcopy(branch)), copy.deepcopy(shortcut), nn.Identity())
+
+
+def usual(activation: nn.Module, c: int = 4) -> tuple[nn.Module, ...]:
+    """conv, activation, conv: the branch of a basic block."""
+    return conv(c, c), activation, conv(c, c)
+
+
+REFUSES = {
+    "group norm": Case(residual(conv(4, 4), nn.GroupNorm(2, 4), nn.ReLU()), reason=f"a GroupNorm, {NOT_A_LAYER}"),
+    "softmax": Case(residual(*usual(nn.Softmax(1))), reason=f"a Softmax, {NOT_A_LAYER}"),
+    "max-pool in the branch": Case(
+        residual(conv(4, 4), nn.MaxPool2d(3, 1, 1), conv(4, 4)), reason=f"a MaxPool2d, {NOT_A_LAYER}"
+    ),
+    "max-pool in the shortcut": Case(
+        residual(conv(4, 4, 3, 2), nn.ReLU(), shortcut=nn.MaxPool2d(2)), reason=f"a MaxPool2d, {NOT_A_LAYER}"
+    ),
+    "upsampling": Case(
+        residual(nn.AvgPool2d(2), conv(4, 4), nn.Upsample(scale_factor=2)), reason=f"a Upsample, {NOT_A_LAYER}"
+    ),
+    "transposed convolution": Case(
+        residual(nn.ConvTranspose2d(4, 4, 3, padding=1), nn.ReLU()), reason=f"a ConvTranspose2d, {NOT_A_LAYER}"
+    ),
+    "a product of two tensors": Case(
+        lambda: Lambda(lambda m, x: x + m.a(x) * m.b(x).sigmoid(), a=conv(4, 4), b=conv(4, 4)),
+        reason=f"a mul of 2 tensors, {NOT_A_LAYER}",
+    ),
+    "a sum that stays inside": Case(
+        lambda: Lambda(
+            lambda m, x: x + m.b(m.a(x) + m.pool(x)).relu(), a=conv(4, 4), b=conv(4, 4), pool=nn.MaxPool2d(3, 1, 1)
+        ),
+        reason=f"a sum that stays, {NOT_A_LAYER}",
+    ),
+    "a reader inside the branch": Case(
+        lambda: Lambda(lambda m, x: (lambda y: (x + m.b(y), y))(m.a(x).relu()), a=conv(4, 4), b=conv(4, 4)),
+        reason="inside the branch is read 2 times, by b, output",
+    ),
+    "a sum that broadcasts": Case(
+        residual(nn.Conv2d(4, 4, 8), nn.ReLU()), reason="the sum broadcasts (2, 4, 1, 1) with (2, 4, 8, 8)", sized=True
+    ),
+    "channels that broadcast": Case(
+        residual(conv(4, 6), nn.ReLU(), conv(6, 1)),
+        reason="the sum broadcasts (2, 1, 8, 8) with (2, 4, 8, 8)",
+        sized=True,
+    ),
+    "channels that broadcast, sizes unknown": Case(
+        residual(conv(4, 6), nn.ReLU(), conv(6, 1)), reason="the sum broadcasts 1 and 4 channels"
+    ),
+    "an image without a batch": Case(
+        residual(*usual(nn.ReLU())),
+        reason="the layers take batched inputs of 4 dimensions, the example input gives 3",
+        shape=(4, 8, 8),
+        sized=True,
+    ),
+    "no layer with dimensions": Case(
+        residual(nn.ReLU()), reason="no convolution, linear or norm layer stands between the fork and the sum"
+    ),
+    "channels unknown": Case(
+        residual(nn.ReLU(), conv(4, 4)), reason="the number of channels at branch_0 is unknown: pass example_inputs"
+    ),
+    "images and features": Case(
+        residual(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Linear(8, 8)),
+        reason="has 0 spatial dimensions among layers of 2",
+        shape=(2, 8, 8, 8),
+    ),
+    "no statistics": Case(
+        residual(conv(4, 4), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+        reason="batch norm without running statistics normalises by the statistics of each batch",
+    ),
+    "norm of positions": Case(
+        residual(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(6, 4)),
+        reason="has 1 spatial dimensions among layers of 0",
+        shape=(4, 5, 4),
+        sized=True,
+    ),
+    "a pool that hangs over the border": Case(
+        residual(conv(4, 4, 3, 2), nn.ReLU(), shortcut=nn.AvgPool2d(2, ceil_mode=True)),
+        reason="an average pool with ceil_mode has another divisor where it hangs over the border",
+        sized=True,
+    ),
+    "size changes, size unknown": Case(
+        residual(nn.Conv2d(4, 4, 4, 2, 1), nn.ReLU(), conv(4, 4), shortcut=conv(4, 4, 1, 2)),
+        reason="changes the size in a way that not every branch follows at all input sizes: pass example_inputs",
+    ),
+    "smaller inside": Case(
+        residual(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=2)),
+        reason="a stack of size (6, 6) cannot hold a tensor of size (8, 8)",
+        sized=True,
+    ),
+    "stride before a layer that reads all": Case(
+        residual(conv(4, 4), nn.AvgPool2d(2), shortcut=conv(4, 4, 3, 2)),
+        reason="a stride would discard positions that a later convolution of the shortcut reads",
+    ),
+    "stride without one in the shortcut": Case(
+        residual(conv(4, 4, 3, 2), nn.ReLU(), conv(4, 4)),
+        reason="the strides of the two branches cannot be brought in step",
+        shape=POINT,
+    ),
+    "strides 2 and 3": Case(
+        residual(conv(4, 4, 3, 2), nn.ReLU(), conv(4, 4), shortcut=conv(4, 4, 1, 3)),
+        reason="the strides of parallel branches do not divide each other",
+        shape=POINT,
+    ),
+    "direct on signed values": Case(
+        residual(*usual(nn.ReLU())),
+        reason="carrier 'direct' needs ReLU to be the identity on [-inf, inf], which it is not",
+        rule=RemoveResidual(carrier="direct"),
+    ),
+    "split through ReLU6": Case(
+        residual(*usual(nn.ReLU6())),
+        reason="carrier 'split' needs phi(t) - phi(-t) = k*t, which ReLU6 does not satisfy",
+        rule=RemoveResidual(carrier="split"),
+    ),
+    "slopes along another axis": Case(
+        residual(nn.Linear(4, 6), nn.PReLU(5), nn.Linear(6, 4)),
+        reason="no single layer applies PReLU to some channels and carries the others",
+        shape=(4, 5, 4),
+        sized=True,
+    ),
+    "linear branches in training": Case(
+        NETS["repvgg_strided"].build,
+        reason="parallel linear branches stay apart for training: each keeps its own norm",
+        shape=NETS["repvgg_strided"].shape,
+        rule=RemoveResidual(keep_norms=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSES.values(), ids=list(REFUSES))
+def test_refuses(case: Case) -> None:
+    assert_refuses(case, RemoveResidual())
