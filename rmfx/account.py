@@ -52,7 +52,7 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
     """Names a tensor by its memory: normalisation may have wrapped or viewed it, never copied it."""
     if tensor.is_meta:
         return id(tensor), 0
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
 def veto(policy: str | Callable[[Entry], bool] | Collection[str], max_growth: float | None) -> Veto:

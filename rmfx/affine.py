@@ -36,6 +36,7 @@ class Affine:
         compute: ``dtype -> (W [out, in/groups, *kernel], b [out] or None)`` on the CPU, computed in float64
             and rounded once to ``dtype``.
         sources: names of the user's parameters that the weights are made of.
+        stored: ``W`` and ``b`` as the user's model holds them, where the map is a layer of it as it stands.
     """
 
     in_channels: int
@@ -45,6 +46,7 @@ class Affine:
     has_bias: bool
     compute: Callable[[torch.dtype], Weights]
     sources: frozenset[str] = frozenset()
+    stored: Weights | None = None
 
     def weights(self) -> Weights:
         """``(W, b)`` in float64."""
@@ -94,7 +96,7 @@ def from_tensors(
     def compute(dtype: torch.dtype) -> Weights:
         return tuple(None if t is None else t.detach().to("cpu", dtype) for t in (weight, bias))  # type: ignore[return-value]
 
-    return Affine(weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources)
+    return Affine(weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources, (weight, bias))
 
 
 def per_channel(
@@ -135,7 +137,7 @@ def scaled(affine: Affine, factor: float) -> Affine:
         weight, bias = affine.weights()
         return weight * factor, None if bias is None else bias * factor
 
-    return replace(affine, compute=rounded(compute))
+    return replace(affine, compute=rounded(compute), stored=None)
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
@@ -160,13 +162,16 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     def compute() -> Weights:
         return _compose(outer, inner, grid, groups)
 
+    def compute_rows(dtype: torch.dtype) -> Weights:
+        return _scale_rows(outer, inner, dtype)
+
     return Affine(
         inner.in_channels,
         outer.out_channels,
         groups,
         grid,
         outer.has_bias or inner.has_bias,
-        rounded(compute),
+        compute_rows if outer.diagonal else rounded(compute),
         outer.sources | inner.sources,
     )
 
@@ -183,9 +188,6 @@ def _require_padding_commutes(outer: Affine, inner: Affine) -> None:
 def _compose(outer: Affine, inner: Affine, grid: Grid, groups: int) -> Weights:
     outer_weight, outer_bias = outer.weights()
     inner_weight, inner_bias = inner.weights()
-    if outer.diagonal:  # the commonest case, a norm behind a convolution: rows are scaled
-        scale = outer_weight.flatten()
-        return inner_weight * _per_row(scale, inner_weight), _sum(outer_bias, _product(scale, inner_bias))
     outer_weight = kernels.regroup(outer_weight, outer.groups, groups)
     inner_weight = kernels.regroup(inner_weight, inner.groups, groups)
     steps = [(a.dilation, o, i) for a, o, i in zip(grid.axes, outer.grid.axes, inner.grid.axes, strict=True)]
@@ -196,12 +198,14 @@ def _compose(outer: Affine, inner: Affine, grid: Grid, groups: int) -> Weights:
     return weight, _sum(outer_bias, shift)
 
 
-def _per_row(vector: Tensor, weight: Tensor) -> Tensor:
-    return vector.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def _product(scale: Tensor, vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else scale * vector
+def _scale_rows(outer: Affine, inner: Affine, dtype: torch.dtype) -> Weights:
+    """A norm behind a convolution, the commonest composition: piece by piece, so that no large float64 copy is made."""
+    outer_weight, shift = outer.weights()
+    scale = outer_weight.flatten()
+    inner_weight, inner_bias = inner.stored or inner.weights()
+    weight = kernels.scale_rows(inner_weight.detach().cpu(), scale, dtype)
+    bias = _sum(shift, None if inner_bias is None else scale * inner_bias.detach().to("cpu", torch.float64))
+    return weight, None if bias is None else bias.to(dtype)
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -280,7 +284,7 @@ def stack(blocks: Sequence[Block], in_channels: int, out_channels: int, groups: 
         bias = torch.zeros(out_channels, dtype=torch.float64) if has_bias else None
         for block, (rows, columns), where in zip(blocks, places, embeddings, strict=True):
             w, b = block.affine.compute(dtype)
-            kernels.place_block(weight, w, block.affine.groups, rows, columns, where.slices(block.affine.grid.kernel))
+            kernels.place_block(weight, w, rows, columns, where.slices(block.affine.grid.kernel))
             if bias is not None and b is not None:
                 bias[rows] += b.double()
         return weight, None if bias is None else bias.to(dtype)

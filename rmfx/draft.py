@@ -89,7 +89,8 @@ class Draft:
         maps = tuple(self._map(side, step, stride) for side in (0, 1))
         if not later and maps[0].out_channels != maps[1].out_channels:
             raise InexactError(f"the sum broadcasts {maps[0].out_channels} and {maps[1].out_channels} channels")
-        after = tuple(self._encoded(side, self._moved(side, step, stride), later) for side in (0, 1))
+        first, second = (self._encoded(side, self._moved(side, step, stride), later) for side in (0, 1))
+        after = (first, second)
         before_widths = tuple(self._widths(self._segments)) if self.linear_steps else (self.problem.fork.channels,)
         main = 0 if step.advances[0] or not step.advances[1] else 1
         blocks = self._blocks(maps, after, step, main, joins=not later)

@@ -6,7 +6,7 @@ waits in ``node.meta["affine"]`` until :mod:`rmfx.emit` computes it. So a pass c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import fx, nn
@@ -89,7 +89,8 @@ def meta_layer(affine: Affine) -> nn.Module:
     grid = align([affine.grid])[0]  # symmetric padding, as nn.Conv has it
     if not grid.dims:
         return nn.Linear(affine.in_channels, affine.out_channels, affine.has_bias, device="meta")
-    return _CONVS[grid.dims - 1](
+    conv: Callable[..., nn.Module] = _CONVS[grid.dims - 1]
+    return conv(
         affine.in_channels,
         affine.out_channels,
         grid.kernel,

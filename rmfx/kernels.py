@@ -25,6 +25,21 @@ def norm_scale_shift(
     return scale, shift
 
 
+def scale_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype, piece: int = 1 << 18) -> Tensor:
+    """``scale_o * weight_o`` in float64, rounded to ``dtype``, about ``piece`` weights at a time.
+
+    >>> scale_rows(torch.ones(2, 1), torch.tensor([2.0, 3.0]), torch.float32).tolist()
+    [[2.0], [3.0]]
+    """
+    scaled = torch.empty(weight.shape, dtype=dtype)
+    rows = max(1, piece // max(1, weight[0].numel()))
+    factors = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    for start in range(0, weight.shape[0], rows):
+        part = slice(start, start + rows)
+        scaled[part] = weight[part].double() * factors[part]
+    return scaled
+
+
 def regroup(weight: Tensor, groups: int, to: int) -> Tensor:
     """The same linear map with fewer groups: ``[O, I/groups, *k] -> [O, I/to, *k]``; ``to`` divides ``groups``.
 
@@ -82,14 +97,12 @@ def compose_bias(outer: Tensor, inner_bias: Tensor, groups: int) -> Tensor:
     return torch.einsum("gom,gm->go", grouped, inner_bias.reshape(groups, -1)).reshape(-1)
 
 
-def place_block(
-    target: Tensor, block: Tensor, block_groups: int, rows: Tensor, columns: Tensor, index: tuple[slice, ...]
-) -> None:
+def place_block(target: Tensor, block: Tensor, rows: Tensor, columns: Tensor, index: tuple[slice, ...]) -> None:
     """Write a small kernel into a larger grouped one, in place.
 
     Args:
         target: ``[O, I/G, *K]``, written.
-        block: ``[o, i/g, *k]`` with ``g = block_groups``.
+        block: ``[o, i/g, *k]``.
         rows: ``[o]``, the output channel of ``target`` for each row of ``block``.
         columns: ``[o, i/g]``, the column of ``target`` (within its group) for each weight of ``block``; one row
             ``[1, i/g]`` where all are alike.
@@ -97,10 +110,10 @@ def place_block(
     """
     if _is_run(rows) and bool((columns == columns[:1]).all()) and _is_run(columns[0]):
         first, left = int(rows[0]), int(columns[0, 0])
-        window = (slice(first, first + len(rows)), slice(left, left + columns.shape[1]), *index)
-        target[window] = block
+        target[(slice(first, first + len(rows)), slice(left, left + columns.shape[1]), *index)] = block
         return
-    target[(rows[:, None], columns, *index)] = block.to(target.dtype)
+    scattered: tuple[Tensor | slice, ...] = (rows[:, None], columns, *index)
+    target[scattered] = block.to(target.dtype)
 
 
 def _is_run(index: Tensor) -> bool:

@@ -39,7 +39,7 @@ def dims_of(node: fx.Node) -> int | None:
         return 0
     for family in (CONVS, POOLS, NORMS):
         if type(module) in family and type(module) is not nn.BatchNorm1d:
-            return family.index(type(module)) + 1  # type: ignore[arg-type]
+            return family.index(type(module)) + 1
     shape = shape_of(node)
     return 1 if type(module) is nn.BatchNorm1d and shape is not None and len(shape) == 3 else None
 

@@ -92,7 +92,7 @@ def test_place_block_writes_every_weight(groups: int, out: int, width: int, kern
     want = target.clone()
     for o, i in product(range(groups * out), range(width)):
         want[(int(rows[o]), int(columns[o, i]), *index)] = block[o, i]
-    place_block(target, block, groups, rows, columns, index)
+    place_block(target, block, rows, columns, index)
     assert torch.equal(target, want)
     assert int((target != 0).sum()) == int((block != 0).sum())
 
@@ -101,7 +101,7 @@ def test_place_block_writes_every_weight(groups: int, out: int, width: int, kern
 @pytest.mark.parametrize("columns", [[[1, 2]], [[2, 1]], [[1, 2], [1, 2], [1, 2]], [[1, 2], [1, 2], [3, 4]]])
 def test_place_block_takes_runs_and_scattered_channels(rows: list[int], columns: list[list[int]]) -> None:
     block, target = integers(5, 3, 2) + 10, torch.zeros(6, 6, dtype=torch.float64)
-    place_block(target, block, 1, torch.tensor(rows), torch.tensor(columns), ())
+    place_block(target, block, torch.tensor(rows), torch.tensor(columns), ())
     want = torch.zeros(6, 6, dtype=torch.float64)
     for o, i in product(range(3), range(2)):
         want[rows[o], (columns * 3 if len(columns) == 1 else columns)[o][i]] = block[o, i]
