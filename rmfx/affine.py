@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rmfx import kernels
 from rmfx.errors import InexactError
-from rmfx.grid import Grid, align, compose_grids
+from rmfx.grid import Grid, align, compose_grids, layer_grid
 
 Weights = tuple[Tensor, Tensor | None]
 
@@ -157,6 +157,7 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     if outer.grid.padded:
         _require_padding_commutes(outer, inner)
     grid = compose_grids(outer.grid, inner.grid)
+    layer_grid(grid)  # raises where no layer pads like that
     groups = math.gcd(outer.groups, inner.groups)
 
     def compute() -> Weights:

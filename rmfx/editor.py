@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from rmfx.affine import Affine
 from rmfx.facts import module_range, range_of, shape_of
-from rmfx.grid import align
+from rmfx.grid import layer_grid
 from rmfx.tree import drop_unused
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -86,7 +86,7 @@ class Editor:
 
 def meta_layer(affine: Affine) -> nn.Module:
     """The ``torch.nn`` layer of ``affine``, with weights on the meta device."""
-    grid = align([affine.grid])[0]  # symmetric padding, as nn.Conv has it
+    grid, _ = layer_grid(affine.grid)
     if not grid.dims:
         return nn.Linear(affine.in_channels, affine.out_channels, affine.has_bias, device="meta")
     conv: Callable[..., nn.Module] = _CONVS[grid.dims - 1]
@@ -95,7 +95,7 @@ def meta_layer(affine: Affine) -> nn.Module:
         affine.out_channels,
         grid.kernel,
         grid.stride,
-        tuple(axis.before for axis in grid.axes),
+        tuple(axis.before for axis in grid.axes) if grid.symmetric else "same",
         grid.dilation,
         affine.groups,
         affine.has_bias,

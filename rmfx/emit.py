@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from rmfx import kernels
 from rmfx.affine import Affine
 from rmfx.facts import module_of
-from rmfx.grid import align
+from rmfx.grid import layer_grid
 
 UNTOUCHED = "untouched"  # node.meta: the layer or tensor of the user's model that a node still names
 
@@ -61,7 +61,7 @@ def emit(gm: fx.GraphModule, tensors: dict[str, Tensor], dtype: torch.dtype | No
 
 
 def _fill(layer: nn.Module, affine: Affine, storage: Storage) -> None:
-    grid, (where,) = align([affine.grid])
+    grid, where = layer_grid(affine.grid)
     weight, bias = affine.compute(storage.dtype)
     weight = kernels.spread(weight, grid.kernel, where.slices(affine.grid.kernel))
     layer.register_parameter("weight", _parameter(weight, storage))

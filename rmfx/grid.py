@@ -118,6 +118,16 @@ class Grid:
         return any(axis.before or axis.after for axis in self.axes)
 
     @property
+    def is_same(self) -> bool:
+        """Whether this is the padding that ``padding="same"`` stands for."""
+        return all(a.excess == 0 and a.stride == 1 and a.before == (a.before + a.after) // 2 for a in self.axes)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both sides of every axis are padded alike."""
+        return all(axis.before == axis.after for axis in self.axes)
+
+    @property
     def excess(self) -> tuple[int, ...]:
         """Excess per axis; all 0 where sizes are those of strided sampling."""
         return tuple(axis.excess for axis in self.axes)
@@ -157,6 +167,18 @@ def align(grids: Sequence[Grid]) -> tuple[Grid, tuple[Embedding, ...]]:
         if moved:
             raise InexactError(f"{mode} padding of different widths cannot be shared by one convolution")
     return common, tuple(_embed(grid, common) for grid in grids)
+
+
+def layer_grid(grid: Grid) -> tuple[Grid, Embedding]:
+    """``grid`` as a ``torch.nn`` layer can have it, and where its taps lie in that: symmetric, or ``padding="same"``.
+
+    Raises:
+        InexactError: where no layer pads like that.
+    """
+    if grid.mode != "zeros" and grid.is_same:
+        return grid, Embedding((0,) * grid.dims, (1,) * grid.dims)
+    common, (where,) = align([grid])
+    return common, where
 
 
 def _common_mode(grids: Sequence[Grid]) -> str:

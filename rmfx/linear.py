@@ -54,7 +54,7 @@ def affine_of(node: fx.Node, dims: int) -> Affine:
         return node.meta["affine"]
     module = module_of(node)
     own = dims_of(node)
-    if own is not None and own != dims:
+    if own is not None and own != dims and not isinstance(module, NORMS):
         raise InexactError(f"{node.name} has {own} spatial dimensions among layers of {dims}")
     if isinstance(module, CONVS):
         return _conv(node, module)
@@ -101,13 +101,12 @@ def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3
     if reason := norm_obstacle(module):
         raise InexactError(reason)
     shape = shape_of(node)
-    if dims == 0 and (shape is None or len(shape) != 2):
+    if shape is None and dims == 0:
         raise InexactError(
             "whether BatchNorm1d normalises features or positions depends on the input's rank: pass example_inputs"
-            if shape is None
-            else "BatchNorm1d normalises dimension 1 of a 3-dimensional tensor, not the features"
         )
-
+    if shape is not None and len(shape) != dims + 2:
+        raise InexactError(f"{node.name} normalises dimension 1 of a {len(shape)}-dimensional tensor: not its channels")
     mean, var, weight, bias, eps = module.running_mean, module.running_var, module.weight, module.bias, module.eps
     assert mean is not None and var is not None
 
