@@ -54,7 +54,7 @@ def affine_of(node: fx.Node, dims: int) -> Affine:
         return node.meta["affine"]
     module = module_of(node)
     own = dims_of(node)
-    if own is not None and own != dims and not isinstance(module, NORMS):
+    if own is not None and own != dims and not isinstance(module, nn.BatchNorm1d):
         raise InexactError(f"{node.name} has {own} spatial dimensions among layers of {dims}")
     if isinstance(module, CONVS):
         return _conv(node, module)
