@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from rmfx import account
 from rmfx.carrier import CHOICES
-from rmfx.collector import uncollected
+from rmfx.collector import collect_new, uncollected
 from rmfx.emit import emit, storage_table
 from rmfx.errors import RmfxError, UnsupportedModelError
 from rmfx.facts import annotate
@@ -125,6 +125,7 @@ def convert(
     account.check_places(policy, report)
     guard_sizes(gm, report)
     restore(gm)
+    collect_new()  # before the large allocations
     if verify or (verify is None and planned.inputs is not None):
         if planned.inputs is None:
             raise RmfxError("verify=True needs example_inputs")

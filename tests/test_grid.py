@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rmfx import grid as grids
 from rmfx.affine import Block, add, compose, scaled, stack
 from rmfx.errors import InexactError
-from rmfx.grid import Axis, Embedding, Grid, align, compose_grids
+from rmfx.grid import Axis, Embedding, Grid, align, compose_grids, layer_grid
 
 LOOSE = st.builds(  # any borders, as compositions and padding="same" have them
     Axis, st.integers(1, 4), st.just(1), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4)
@@ -86,6 +86,18 @@ def test_align_adds_no_tap_that_it_does_not_need() -> None:
     assert align([Grid((Axis(2, before=0, after=1),))])[0] == three, "an even kernel of padding='same' gets a zero tap"
 
 
+def test_layers_pad_evenly_or_as_padding_same() -> None:
+    uneven = Grid((Axis(4, before=1, after=2),))
+    assert uneven.is_same and not uneven.symmetric
+    assert layer_grid(uneven) == (Grid.of((5,), padding=(2,)), Embedding((1,), (1,)))
+    same = Grid(uneven.axes, "reflect")
+    assert layer_grid(same) == (same, Embedding((0,), (1,)))
+    for axis in (Axis(4, 2, before=1, after=2), Axis(4, before=2, after=1), Axis(3, before=1, after=2)):
+        assert not Grid((axis,)).is_same
+    with pytest.raises(InexactError, match="^reflect padding of different widths cannot be shared by one convolution$"):
+        layer_grid(Grid((Axis(4, 2, before=1, after=2),), "reflect"))
+
+
 MISMATCHES = {
     "strides differ: 1, 2": (Axis(3, 1, 1, 1, 1), Axis(3, 2, 1, 1, 1), "zeros", "zeros"),
     "padding modes differ: circular, zeros": (axis_of(3, p=1), axis_of(3, p=1), "zeros", "circular"),
@@ -126,7 +138,7 @@ def test_sampling_agrees_with_every_padding_mode() -> None:
 def parallel(draw: st.DrawFn, count: int) -> tuple[list[nn.Module], Tensor]:
     """Modules with equal strides and equal output sizes at the size of ``x``, and ``x``."""
     dims = draw(st.integers(0, 3))
-    first, groups, mode = draw(axes(dims)), (1, 2, 4), draw(st.sampled_from(MODES))
+    first, groups, mode = draw(axes(dims)), (1, 2, 3, 6), draw(st.sampled_from(MODES))
     extra = [draw(st.integers(0, 2)) for _ in first]
     modules: list[nn.Module] = []
     sizes: list[int] = []
@@ -134,11 +146,11 @@ def parallel(draw: st.DrawFn, count: int) -> tuple[list[nn.Module], Tensor]:
         taps = [draw(_like(axis, size)) for axis, size in zip(first, sizes, strict=True)] if index else first
         own_mode = draw(st.sampled_from((mode, mode, mode, "zeros")))
         own_groups, bias = draw(st.sampled_from(groups)) if dims else 1, draw(st.booleans())
-        modules.append(layer(4, 8, taps, own_mode, own_groups, bias, seed=index))
+        modules.append(layer(6, 12, taps, own_mode, own_groups, bias, seed=index))
         if not index and dims:
             # Other paddings than zeros reach at most 3 positions into the input.
             sizes = [max(n, 4) + e for n, e in zip(smallest([map_of(modules[0]).grid]), extra, strict=True)]
-    return modules, signal(dims, 4, *sizes)
+    return modules, signal(dims, 6, *sizes)
 
 
 def _like(axis: Axis, size: int) -> st.SearchStrategy[Axis]:
@@ -187,8 +199,8 @@ def test_compose_distributes_over_add(drawn: tuple[list[nn.Module], Tensor], dat
         reject()
     dims, sizes = total.grid.dims, modules[0](x).shape[2:]
     kernels = [data.draw(st.integers(1, min(3, n))) for n in sizes]
-    outer = layer(8, 4, [axis_of(k, data.draw(st.integers(1, 2))) for k in kernels], seed=5)
-    inner = layer(4, 4, [axis_of(1)] * dims, bias=False, seed=6)
+    outer = layer(12, 4, [axis_of(k, data.draw(st.integers(1, 2))) for k in kernels], seed=5)
+    inner = layer(6, 6, [axis_of(1)] * dims, bias=False, seed=6)
     want = outer(modules[0](x) + modules[1](x))
     assert torch.equal(run_affine(compose(map_of(outer), total), x), want)
     if total.grid.mode == "zeros":
@@ -219,8 +231,8 @@ def matrices(draw: st.DrawFn) -> tuple[dict[tuple[int, int], nn.Module], Tensor]
 @given(matrices(), st.randoms(use_true_random=False))
 def test_stack_is_the_block_matrix(drawn: tuple[dict[tuple[int, int], nn.Module], Tensor], random: Random) -> None:
     modules, x = drawn
-    rows, columns = (torch.tensor(random.sample(range(n), n)) for n in (2 * 8 + 1, 3 * 4 + 2))  # some are dead
-    spans = {cell: (rows[cell[0] * 8 :][:8], columns[cell[1] * 4 :][:4]) for cell in modules}
+    rows, columns = (torch.tensor(random.sample(range(n), n)) for n in (2 * 12 + 1, 3 * 6 + 2))  # some are dead
+    spans = {cell: (rows[cell[0] * 12 :][:12], columns[cell[1] * 6 :][:6]) for cell in modules}
     try:
         stacked = stack([Block(map_of(m), *spans[cell]) for cell, m in modules.items()], len(columns), len(rows))
     except InexactError:

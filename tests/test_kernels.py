@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rmfx.affine import Block, average_pool, compose, dirac, from_tensors, per_channel, stack
 from rmfx.grid import Grid
-from rmfx.kernels import compose_bias, compose_weights, norm_scale_shift, place_block, regroup, spread
+from rmfx.kernels import compose_bias, compose_weights, norm_scale_shift, place_block, regroup, scale_rows, spread
 
 KERNELS = st.lists(st.integers(1, 3), max_size=3)
 
@@ -119,6 +119,16 @@ def test_norm_scale_shift_is_batch_norm(affine: bool) -> None:
     scale, shift = norm_scale_shift(norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     x = signal(0, 4)
     torch.testing.assert_close(x * scale + shift, norm(x), rtol=1e-14, atol=1e-13)
+
+
+@pytest.mark.parametrize("piece", [1, 30, 10**6])
+@pytest.mark.parametrize("kernel", [(), (3,), (2, 3)])
+def test_scale_rows_rounds_once_whatever_the_pieces(piece: int, kernel: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, scale = torch.randn(5, 4, *kernel, generator=random), torch.randn(5, dtype=torch.float64, generator=random)
+    want = torch.stack([row.double() * factor for row, factor in zip(weight, scale, strict=True)])
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        assert torch.equal(scale_rows(weight, scale, dtype, piece), want.to(dtype))
 
 
 # -- maps made of kernels ---------------------------------------------------------------------------------------------

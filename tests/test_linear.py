@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_affine import CONVS, MODES, axes, axis_of, integers, layer, map_of, run_affine, signal, smallest
 from torch import Tensor, fx, nn
 
-from rmfx.affine import Affine, dirac, from_tensors
+from rmfx.affine import Affine, compose, dirac, from_tensors
 from rmfx.editor import meta_layer
 from rmfx.emit import Storage, _fill
 from rmfx.errors import InexactError
@@ -152,21 +152,14 @@ def test_norms_that_are_no_fixed_map_are_refused() -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unreachable: affine_of says 'has 1 spatial dimensions among layers of 0' before"
-)
-def test_a_norm_of_positions_among_linear_layers_is_refused() -> None:
-    assert refusal(nn.BatchNorm1d(4), signal(0, 4, 4), 0) == (
-        "BatchNorm1d normalises dimension 1 of a 3-dimensional tensor, not the features"
+def test_norms_of_another_dimension_than_the_channels_are_refused() -> None:
+    assert refusal(nn.Sequential(nn.BatchNorm1d(4)), signal(0, 4, 4), 0) == (
+        "_0 normalises dimension 1 of a 3-dimensional tensor: not its channels"
     )
-
-
-@pytest.mark.xfail(strict=True, reason="BatchNorm1d on an unbatched Conv1d output normalises positions, not channels")
-def test_a_norm_of_positions_is_refused() -> None:
+    # An unbatched input: the convolution gives [channels, positions], and the norm scales the positions.
     model, x = nn.Sequential(layer(3, 5, [axis_of(1)]), hostile_norm(1, True)), signal(0, 3, 5)[0]
-    assert model(x).shape == (5, 5), "channels and positions: the norm scales the positions"
-    with pytest.raises(InexactError):
-        read(model, x, 1)
+    assert model(x).shape == (5, 5)
+    assert refusal(model, x, 1) == "_1 normalises dimension 1 of a 2-dimensional tensor: not its channels"
 
 
 def test_what_is_no_map_of_these_dimensions_is_refused() -> None:
@@ -177,7 +170,8 @@ def test_what_is_no_map_of_these_dimensions_is_refused() -> None:
         (nn.Conv2d(4, 4, 1), None, 1, "_0 has 2 spatial dimensions among layers of 1"),
         (nn.Linear(4, 4), x, 2, "_0 has 0 spatial dimensions among layers of 2"),
         (nn.AvgPool1d(2), x, 2, "_0 has 1 spatial dimensions among layers of 2"),
-        (nn.BatchNorm1d(4), x, 2, "_0 has 1 spatial dimensions among layers of 2"),
+        (nn.BatchNorm2d(4), None, 1, "_0 has 2 spatial dimensions among layers of 1"),
+        (nn.BatchNorm1d(4), x, 2, "_0 normalises dimension 1 of a 3-dimensional tensor: not its channels"),
         (ChannelAffine(torch.tensor(2.0)), None, 2, "the number of channels at _0 is unknown: pass example_inputs"),
         (nn.AvgPool2d(2), None, 2, "the number of channels at _0 is unknown: pass example_inputs"),
         (scale, x, 0, "_0 scales another axis than the channels"),
@@ -240,15 +234,30 @@ def test_emission_of_any_borders(spans: list[tuple[int, ...]], groups: int, bias
 
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("kernel", [2, 3, 4])
-def test_emission_of_other_paddings(mode: str, kernel: int, request: pytest.FixtureRequest) -> None:
-    if kernel % 2 == 0:
-        reason = "meta_layer raises InexactError on padding='same' with an even kernel under another mode than zeros"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=InexactError, reason=reason))
-    module = nn.Conv1d(2, 3, kernel, padding="same", padding_mode=mode, dtype=torch.float64)
-    for offset, parameter in enumerate(module.requires_grad_(False).parameters()):
-        parameter.copy_(integers(offset, *parameter.shape))
+def test_emission_of_other_paddings(mode: str, kernel: int) -> None:
+    module = same_padded(kernel, mode)
     x = signal(0, 2, 7)
     assert torch.equal(emitted(read(module, x, 1))(x), module(x))
+
+
+def same_padded(kernel: int, mode: str) -> nn.Module:
+    """A convolution with ``padding="same"``: more on the right than on the left where ``kernel`` is even."""
+    module = nn.Conv1d(2, 3, kernel, padding="same", padding_mode=mode, dtype=torch.float64).requires_grad_(False)
+    for offset, parameter in enumerate(module.parameters()):
+        parameter.copy_(integers(offset, *parameter.shape))
+    return module
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("outer", [axis_of(1), axis_of(1, 2), axis_of(3), axis_of(2, 2)], ids=str)
+def test_emission_of_compositions_with_uneven_borders(mode: str, outer: Axis) -> None:
+    inner, behind, x = same_padded(4, mode), layer(3, 2, [outer], seed=5), signal(0, 2, 8)
+    emittable = mode == "zeros" or outer == axis_of(1)
+    if not emittable:  # neither even padding nor padding="same" gives these borders
+        with pytest.raises(InexactError, match=f"^{mode} padding of different widths cannot be shared"):
+            compose(map_of(behind), read(inner, x, 1))
+        return
+    assert torch.equal(emitted(compose(map_of(behind), read(inner, x, 1)))(x), behind(inner(x)))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

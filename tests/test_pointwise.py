@@ -215,6 +215,7 @@ def test_the_family_of_a_combination() -> None:
     assert combine([part(nn.ReLU(), 0), part(nn.SiLU(), 1)], 2, 1) is None
     assert combine([part(nn.ELU(1.0), 0), part(nn.ELU(2.0), 1)], 2, 1) is None
     assert combine([part(nn.ReLU6(), 0), part(prelu(0.1), 1)], 2, 1) is None
+    assert combine([part(prelu(0.1, 0.2), 0, 1), part(None, 2)], 3, -1) is None, "PReLU has its channels in dimension 1"
 
 
 def test_slopes_train_where_those_they_are_made_of_do() -> None:

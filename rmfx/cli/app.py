@@ -3,8 +3,8 @@
 Exit codes:
     0  done
     1  the result is wrong or could not be made: a verification failed, an ONNX file differs, a bug in rmfx
-    2  the request cannot be carried out as written: usage, unknown or unsupported model, unreadable file,
-       inactive device
+    2  the request cannot be carried out as written: usage, unknown or unsupported model, a file that cannot be read
+       or written, inactive device
     3  done, but with ``--strict`` and some residual sums refused
     130  interrupted with Ctrl-C; no half-written file is left
 """
@@ -25,17 +25,10 @@ from rmfx.cli.doctor import doctor
 from rmfx.cli.explain import explain
 from rmfx.cli.export import export
 from rmfx.cli.verify import verify
-from rmfx.errors import (
-    FileFormatError,
-    ModelNameError,
-    RmfxError,
-    RuntimeUnavailableError,
-    TraceError,
-    UnsupportedModelError,
-)
+from rmfx.errors import ExportError, InexactError, NormalFormError, NotPlainError, RmfxError, VerificationError
 
 _FAILED, _BAD_REQUEST, _INTERRUPTED = 1, 2, 130
-_BAD_REQUESTS = (FileFormatError, ModelNameError, RuntimeUnavailableError, TraceError, UnsupportedModelError)
+_FAILURES = (ExportError, InexactError, NormalFormError, NotPlainError, VerificationError)
 
 _HELP = """Remove the residual connections of a PyTorch network, exactly.
 
@@ -79,7 +72,7 @@ def main() -> None:
         if show_traceback:
             raise
         console.fail(str(error))
-        sys.exit(_BAD_REQUEST if isinstance(error, _BAD_REQUESTS) else _FAILED)
+        sys.exit(_FAILED if isinstance(error, _FAILURES) else _BAD_REQUEST)
     except SystemExit as leaving:
         if leaving.code == _INTERRUPTED:
             console.fail("interrupted")
