@@ -47,6 +47,8 @@ _ONNX_KINDS: dict[str, Kind] = {
 # Their outputs have the shape of the input and none of its values.
 _SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 _SHAPE_ONLY_ONNX = {"Shape", "Size", "EyeLike"}
+# Inputs whose values reach the output, where not all do: the condition of Where chooses, CastLike only reads a dtype.
+_VALUES_ONNX = {"Where": slice(1, 3), "CastLike": slice(0, 1)}
 # One pointwise layer is one step, also where it is written as several operations: a masked activation, x * sigmoid(x).
 _ONE_STEP = {f"{layer.__module__}.{layer.__qualname__}" for layer in POINTWISE}
 _HIERARCHY = "pkg.torch.onnx.class_hierarchy"
@@ -155,7 +157,7 @@ def _scan(graph: onnx.GraphProto, makers: dict[str, str]) -> Iterator[Join]:
         inner = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
         for branch in inner:
             yield from _scan(branch, makers)
-        names = node.input[1:3] if node.op_type == "Where" else node.input
+        names = node.input[_VALUES_ONNX.get(node.op_type, slice(None))]
         operands = [makers[name] for name in names if name in makers]
         inner_data = any(output.name in makers for branch in inner for output in branch.output)
         if node.op_type in _SHAPE_ONLY_ONNX or not (operands or inner_data):

@@ -242,6 +242,13 @@ def test_the_same_is_counted_in_an_onnx_file(tmp_path: Path) -> None:
     assert found == sorted(kind for _, kinds in cases.values() for kind in kinds)
 
 
+def test_what_only_takes_a_dtype_or_a_shape_from_the_data_is_no_join(tmp_path: Path) -> None:
+    """Without an optimiser, the exporter makes the missing bias of a convolution from zeros cast like the input."""
+    conv, path = nn.Conv2d(3, 4, 3, bias=False).eval(), tmp_path / "net.onnx"
+    torch.onnx.export(conv, (torch.randn(1, 3, 8, 8),), path, dynamo=True, optimize=False, verbose=False)
+    assert count_onnx_joins(path) == ()
+
+
 def test_joins_in_an_onnx_file_are_named(tmp_path: Path) -> None:
     model = nn.Sequential(nn.ReLU(), Function(lambda x, conv: conv(x) + x.sin(), nn.Conv2d(3, 3, 1)))
     [join] = count_onnx_joins(rmfx.export(model.eval(), tmp_path / "net.onnx", torch.randn(2, 3, 4, 4), check=False))
