@@ -50,7 +50,7 @@ class FuseConvsPlan:
 
 @dataclass(frozen=True)
 class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
-    """Compose consecutive linear layers, ``always`` or only where that is ``cheaper``."""
+    """Compose consecutive linear layers ``always``, only where that is ``cheaper``, or ``never`` (but for norms)."""
 
     name: ClassVar[str] = "fuse_convs"
     fuse: str = "cheaper"
@@ -72,7 +72,10 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
         except InexactError as error:
             return Refusal(match.outer, str(error))
         price = self._price(match, composed, dims)
-        if self.fuse == "cheaper" and price.growth > 1 and not (outer.diagonal or inner.diagonal):
+        free = outer.diagonal or inner.diagonal
+        if self.fuse == "never" and not free:
+            return Refusal(match.outer, "not asked for: fuse='never'")
+        if self.fuse == "cheaper" and price.growth > 1 and not free:
             return Refusal(match.outer, f"one layer would take {price.growth:.2f} times the MACs of the two")
         return FuseConvsPlan(match, composed, price)
 

@@ -12,7 +12,7 @@ Each step stands where it does for a reason:
 6. one call site per layer, when no step adds calls any more;
 7. dead code, unused layers and weights;
 8. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
-   ``meta["plain_value"]`` on what is no tensor.
+   ``meta["plain_value"]`` on what is no tensor, and ``meta["rank"]`` where layers tell it.
 
 What is not known stays in the graph as it is. Every step is linear in the number of nodes.
 """
@@ -63,7 +63,9 @@ def normalise(gm: fx.GraphModule, *, keep_dropout: bool = False) -> fx.GraphModu
 
 def _stamp(gm: fx.GraphModule) -> None:
     tensors: set[fx.Node] = set()
+    kinds = infer_kinds(gm)
     for node in gm.graph.nodes:
+        node.meta["rank"] = kinds[node].rank
         node.meta["origin"] = node.name
         node.meta.setdefault("place", "")
         if is_plain_value(node, tensors):

@@ -27,6 +27,7 @@ from torch import fx
 
 from rmfx.affine import Affine
 from rmfx.errors import InexactError
+from rmfx.facts import rank_of
 from rmfx.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
 from rmfx.layout import solve
 from rmfx.pointwise import NORMS, identity_norm
@@ -75,7 +76,8 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     def _solve(self, region: Region, dims: int) -> Solution:
         branch = read_chain(region.branch, dims, self.keep_norms)
         shortcut = read_chain(region.shortcut, dims, self.keep_norms)
-        axis = 1 if dims else -1
+        # counted from the end, channels are found with and without a batch dimension; PReLU must be sure of it
+        axis = 1 if dims and rank_of(region.fork) == dims + 2 else -dims - 1
         solutions = []
         reason: InexactError | None = None
         for variant in dict.fromkeys((composed(shortcut), shortcut)):

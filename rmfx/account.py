@@ -18,7 +18,8 @@ from rmfx.report import Entry, PassLine, Report, Status, Totals
 from rmfx.rewriter import Veto
 from rmfx.rule import Applied, PassResult, Price, Refused
 
-_SCRATCH = ("affine", "range", "shape", "made", CARRIED, TAPS, UNTOUCHED)  # node.meta that only passes need
+# What only passes need of node.meta.
+_SCRATCH = ("affine", "range", "shape", "rank", "plain_value", "made", TAPS, UNTOUCHED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,8 @@ def with_names(report: Report, gm: fx.GraphModule, before: Before) -> Report:
         for origin, indices in node.meta.get(TAPS, {}).items():
             taps.setdefault(origin, []).extend((f"{node.target}.weight", index) for index in indices)
     entries = tuple(replace(entry, carried_taps=tuple(taps.get(entry.node, ()))) for entry in report.entries)
-    carried = {str(node.target): tuple(node.meta[CARRIED]) for node in gm.graph.nodes if CARRIED in node.meta}
+    modules = {str(node.target): module_of(node) for node in gm.graph.nodes if node.op == "call_module"}
+    carried = {name: tuple(module.__dict__[CARRIED]) for name, module in modules.items() if CARRIED in vars(module)}
     return replace(report, entries=entries, parameter_map=_parameter_map(gm, before), carried_norms=carried)
 
 
@@ -168,7 +170,9 @@ def _moves(gm: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, str]]:
 
 
 def clean(gm: fx.GraphModule) -> None:
-    """Drop from nodes what only passes need (it holds the user's tensors alive)."""
+    """Drop from nodes and layers what only passes need (it holds the user's tensors alive)."""
+    for module in gm.modules():
+        module.__dict__.pop(CARRIED, None)
     for node in gm.graph.nodes:
         for key in _SCRATCH:
             node.meta.pop(key, None)

@@ -33,8 +33,8 @@ class Affine:
         in_channels, out_channels, groups: as in ``nn.Conv2d``.
         grid: taps; with 0 axes for a linear layer.
         has_bias: whether ``b`` is there at all.
-        compute: ``dtype -> (W [out, in/groups, *kernel], b [out] or None)`` on the CPU, computed in float64
-            and rounded once to ``dtype``.
+        compute: ``dtype -> (W [out, in/groups, *kernel], b [out] or None)`` on the CPU, computed in float64; ``W`` is
+            rounded once to ``dtype``, ``b`` stays in float64, since it may still be added to others.
         sources: names of the user's parameters that the weights are made of.
         stored: ``W`` and ``b`` as the user's model holds them, where the map is a layer of it as it stands.
     """
@@ -78,7 +78,7 @@ def rounded(function: Callable[[], Weights]) -> Callable[[torch.dtype], Weights]
 
     def compute(dtype: torch.dtype) -> Weights:
         weight, bias = function()
-        return weight.to(dtype), None if bias is None else bias.to(dtype)
+        return weight.to(dtype), bias
 
     return compute
 
@@ -94,9 +94,11 @@ def from_tensors(
     """
 
     def compute(dtype: torch.dtype) -> Weights:
-        return tuple(None if t is None else t.detach().to("cpu", dtype) for t in (weight, bias))  # type: ignore[return-value]
+        return weight.detach().to("cpu", dtype), None if bias is None else bias.detach().to("cpu", torch.float64)
 
-    return Affine(weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources, (weight, bias))
+    return Affine(
+        weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources, (weight, bias)
+    )
 
 
 def per_channel(
@@ -128,16 +130,28 @@ def average_pool(channels: int, grid: Grid, divisor: int) -> Affine:
     return from_tensors(weight, None, grid, groups=channels)
 
 
-def scaled(affine: Affine, factor: float) -> Affine:
-    """``factor * affine``; the very same map when ``factor`` is 1."""
-    if factor == 1.0:
+def scaled(affine: Affine, factor: float, bias_factor: float) -> Affine:
+    """``factor * W`` with ``bias_factor * b``; the very same map when both are 1."""
+    if factor == bias_factor == 1.0:
         return affine
 
     def compute() -> Weights:
         weight, bias = affine.weights()
-        return weight * factor, None if bias is None else bias * factor
+        return weight * factor, None if bias is None or not bias_factor else bias * bias_factor
 
-    return replace(affine, compute=rounded(compute), stored=None)
+    return replace(affine, compute=rounded(compute), has_bias=affine.has_bias and bool(bias_factor), stored=None)
+
+
+def dense(affine: Affine) -> Affine:
+    """The same map with one group."""
+    if affine.groups == 1:
+        return affine
+
+    def compute() -> Weights:
+        weight, bias = affine.weights()
+        return kernels.regroup(weight, affine.groups, 1), bias
+
+    return replace(affine, compute=rounded(compute), groups=1, stored=None)
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
@@ -205,8 +219,7 @@ def _scale_rows(outer: Affine, inner: Affine, dtype: torch.dtype) -> Weights:
     scale = outer_weight.flatten()
     inner_weight, inner_bias = inner.stored or inner.weights()
     weight = kernels.scale_rows(inner_weight.detach().cpu(), scale, dtype)
-    bias = _sum(shift, None if inner_bias is None else scale * inner_bias.detach().to("cpu", torch.float64))
-    return weight, None if bias is None else bias.to(dtype)
+    return weight, _sum(shift, None if inner_bias is None else scale * inner_bias.detach().to("cpu", torch.float64))
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -255,55 +268,3 @@ def add(first: Affine, second: Affine) -> Affine:
         rounded(compute),
         first.sources | second.sources,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One map inside a stacked one: from channels ``columns`` to channels ``rows`` (positions, in order)."""
-
-    affine: Affine
-    rows: Tensor
-    columns: Tensor
-
-
-def stack(blocks: Sequence[Block], in_channels: int, out_channels: int, groups: int = 1) -> Affine:
-    """A block matrix of maps as one map; the output size is that of ``blocks[0]``.
-
-    No two blocks may share both a row and a column (add those first). Rows and columns that no block covers
-    are dead: zero weights, zero bias.
-
-    Raises:
-        InexactError: when grids cannot be shared, or a weight falls outside its group.
-    """
-    grid, embeddings = align([block.affine.grid for block in blocks])
-    height, width = out_channels // groups, in_channels // groups
-    places = [(block.rows, _columns(block, height, width)) for block in blocks]
-    has_bias = any(block.affine.has_bias for block in blocks)
-
-    def compute(dtype: torch.dtype) -> Weights:
-        weight = torch.zeros(out_channels, width, *grid.kernel, dtype=dtype)
-        bias = torch.zeros(out_channels, dtype=torch.float64) if has_bias else None
-        for block, (rows, columns), where in zip(blocks, places, embeddings, strict=True):
-            w, b = block.affine.compute(dtype)
-            kernels.place_block(weight, w, rows, columns, where.slices(block.affine.grid.kernel))
-            if bias is not None and b is not None:
-                bias[rows] += b.double()
-        return weight, None if bias is None else bias.to(dtype)
-
-    sources = frozenset().union(*(block.affine.sources for block in blocks))
-    return Affine(in_channels, out_channels, groups, grid, has_bias, compute, sources)
-
-
-def _columns(block: Block, height: int, width: int) -> Tensor:
-    """Column within its group of each weight of ``block``: ``[out or 1, in/groups]`` of the block's own shape."""
-    affine = block.affine
-    own = torch.arange(affine.in_channels).reshape(affine.groups, -1)
-    groups = block.rows // height
-    if affine.groups == 1 and bool((groups == groups[0]).all()):
-        groups = groups[:1]  # every row reads the same columns
-    else:
-        own = own.repeat_interleave(affine.out_channels // affine.groups, 0)
-    columns = block.columns[own] - (groups * width)[:, None]
-    if bool(((columns < 0) | (columns >= width)).any()):
-        raise InexactError("a weight falls outside its group")
-    return columns

@@ -2,7 +2,7 @@
 
 * **direct**: the activation is the identity on the carried values (ReLU on what a ReLU has made);
 * **masked**: the layer applies the activation to some channels and passes the others (PReLU, clamp, ``where``);
-* **split**: carry ``[u; -u]`` where ``phi(t) - phi(-t) = k t``, and recombine with ``[I, -I] / k``.
+* **split**: carry ``[u; -u]`` through ReLU, where ``phi(t) - phi(-t) = t``, and recombine with ``[I, -I]``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ def choose_carrier(activation: nn.Module, values: Range, wanted: str) -> Carrier
         raise InexactError(f"carrier 'direct' needs {name} to be the identity on [{low:g}, {high:g}], which it is not")
     if wanted == "split":
         if split_constant(activation) is None:
-            raise InexactError(f"carrier 'split' needs phi(t) - phi(-t) = k*t, which {name} does not satisfy")
+            raise InexactError(f"carrier 'split' passes ReLU, not {name}")
         return "split"
     return "masked"

@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def collect_new() -> None:
-    """Free what the function that is running :func:`uncollected` has dropped: all of it is of the youngest generation."""
+    """Free what a function that runs :func:`uncollected` has dropped: all of it is of the youngest generation."""
     gc.collect(0)
 
 

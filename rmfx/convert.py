@@ -48,7 +48,9 @@ class Options:
         _require_one_of("fuse", self.fuse, _FUSE)
         if isinstance(self.policy, str):
             _require_one_of("policy", self.policy, ("all",), " (or a callable, or a list of places)")
-        if self.max_growth is not None and not self.max_growth > 0:
+        elif not callable(self.policy) and not isinstance(self.policy, Collection):
+            raise RmfxError(f"policy must be 'all', a callable, or a list of places, got {self.policy!r}")
+        if self.max_growth is not None and not (isinstance(self.max_growth, (int, float)) and self.max_growth > 0):
             raise RmfxError(f"max_growth must be a positive factor, got {self.max_growth!r}")
 
 

@@ -6,6 +6,7 @@ plain form must then give every test image the same class, in torch and in onnxr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
@@ -128,7 +129,7 @@ def train(digits: Digits, *, seed: int = 0, epochs: int = EPOCHS, on_step: OnSte
         epochs: passes over the training images.
         on_step: called after each epoch.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         network = DigitNet()
         optimiser = torch.optim.Adam(network.parameters(), _LEARNING_RATE)
@@ -143,6 +144,17 @@ def train(digits: Digits, *, seed: int = 0, epochs: int = EPOCHS, on_step: OnSte
             if on_step is not None:
                 on_step("training", epoch + 1, epochs)
     return network.eval()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Images of 8x8 pixels are too small to share: more threads only wait for one another, on a busy machine long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run(

@@ -183,7 +183,8 @@ class Draft:
                 for index, (column, factor) in enumerate(self._columns[side]):
                     if keeps_copies and index != copy:
                         continue
-                    block = maps[side] if keeps_copies else scaled(maps[side], sign * factor)
+                    # the bias belongs to the sum of the copies, so only one block of a row has it
+                    block = maps[side] if keeps_copies else scaled(maps[side], sign * factor, sign * (index == 0))
                     key = (first_row + copy, column)
                     if not step.advances[side] and self.dirac is None and key not in blocks:
                         self.dirac = (len(self.linear_steps), key)

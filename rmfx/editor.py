@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx, nn
 
-from rmfx.affine import Affine
+from rmfx.affine import Affine, dense
 from rmfx.facts import module_range, range_of, shape_of
 from rmfx.grid import layer_grid
 from rmfx.tree import drop_unused
@@ -32,6 +32,7 @@ class Editor:
 
     def linear(self, affine: Affine, source: fx.Node, before: fx.Node, name: str) -> fx.Node:
         """Insert the layer of ``affine`` reading ``source``; its weights are computed on emission."""
+        affine = affine if affine.grid.dims else dense(affine)  # nn.Linear has no groups
         node = self.layer(meta_layer(affine), source, before, name)
         node.meta["affine"] = affine
         shape = shape_of(source)
@@ -67,7 +68,7 @@ class Editor:
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of ``old`` read ``new``, which computes the same value."""
-        for key in ("origin", "place", "shape", "range"):
+        for key in ("origin", "place", "shape", "range", "rank"):
             if key in old.meta:
                 new.meta[key] = old.meta[key]
         old.replace_all_uses_with(new)

@@ -65,7 +65,7 @@ def _fill(layer: nn.Module, affine: Affine, storage: Storage) -> None:
     weight, bias = affine.compute(storage.dtype)
     weight = kernels.spread(weight, grid.kernel, where.slices(affine.grid.kernel))
     layer.register_parameter("weight", _parameter(weight, storage))
-    layer.register_parameter("bias", None if bias is None else _parameter(bias, storage))
+    layer.register_parameter("bias", None if bias is None else _parameter(bias.to(storage.dtype), storage))
 
 
 def _parameter(tensor: Tensor, storage: Storage) -> nn.Parameter:

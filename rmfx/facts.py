@@ -62,6 +62,12 @@ def shape_of(node: fx.Node) -> torch.Size | None:
     return node.meta.get("shape")
 
 
+def rank_of(node: fx.Node) -> int | None:
+    """Number of dimensions of the node's value, or ``None`` where neither example inputs nor layers tell."""
+    shape = shape_of(node)
+    return node.meta.get("rank") if shape is None else len(shape)
+
+
 def range_of(node: fx.Node) -> Range:
     """An interval that holds every element of the node's value."""
     return node.meta.get("range", EVERYTHING)

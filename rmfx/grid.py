@@ -158,6 +158,8 @@ def align(grids: Sequence[Grid]) -> tuple[Grid, tuple[Embedding, ...]]:
     Raises:
         InexactError: on different strides, or on padding modes that cannot be shared.
     """
+    if len({grid.dims for grid in grids}) > 1:
+        raise InexactError("maps of different spatial dimensions do not share a grid")
     mode = _common_mode(grids)
     columns = list(zip(*(grid.axes for grid in grids), strict=True))
     axes = tuple(_align_axis(column) for column in columns)

@@ -16,8 +16,9 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from rmfx.affine import Affine, Block, stack
+from rmfx.affine import Affine
 from rmfx.grid import align
+from rmfx.stacking import Block, stack
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def _cheapest(step: LinearStep, before: Layout, after: Layout, grouped: Sequence
 
 
 def _grouped_forms(step: LinearStep) -> list[Form]:
+    if not next(iter(step.blocks.values())).grid.dims:
+        return []  # nn.Linear has no groups
     if len(step.before) == len(step.after) == len(step.blocks) and all(o == i for o, i in step.blocks):
         return _parallel_forms(step)
     if len(step.before) == 1 or len(step.after) == 1:

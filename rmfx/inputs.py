@@ -44,4 +44,10 @@ def bind(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 def describe(inputs: tuple[Any, ...]) -> str:
     """Shapes of inputs, for messages."""
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+    return ", ".join(_described(x) for x in inputs)
+
+
+def _described(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return str(tuple(x.shape))
+    return repr(x) if isinstance(x, (bool, int, float, str, type(None))) else f"a {type(x).__name__}"

@@ -13,7 +13,7 @@ from rmfx.cost import chain_cost
 from rmfx.errors import InexactError
 from rmfx.facts import channels_of, is_dropout, module_of, range_of, shape_of
 from rmfx.linear import affine_of, is_linear, mixes
-from rmfx.pointwise import CARRIED, NORMS
+from rmfx.pointwise import NORMS
 from rmfx.problem import Layer, Solution, Value
 from rmfx.region import Chain, Region
 from rmfx.rule import Price
@@ -182,10 +182,7 @@ def carry_out(plan: JoinPlan, editor: Editor) -> fx.Node:
         if isinstance(layer.map, Affine):
             node = editor.linear(layer.map, node, region.join, name)
         else:
-            carried = layer.map.__dict__.pop(CARRIED, None)
             node = editor.layer(layer.map, node, region.join, name)
-            if carried is not None:
-                node.meta[CARRIED] = carried
         new.append(node)
     for index, tap in plan.solution.carried:
         new[index].meta.setdefault(TAPS, {}).setdefault(region.join.meta.get("origin"), []).append(tap)

@@ -26,21 +26,29 @@ _MONOTONE = (
     nn.ReLU,
     nn.ReLU6,
     nn.Hardtanh,
-    nn.ELU,
     nn.SELU,
-    nn.CELU,
     nn.Sigmoid,
     nn.Hardsigmoid,
     nn.Tanh,
-    nn.Softplus,
     nn.LogSigmoid,
     nn.Softsign,
 )
 # Activations with one dip below zero, and a lower bound of it; above it they rise and stay below x.
 _DIPPING: dict[type[nn.Module], float] = {nn.SiLU: -0.2785, nn.GELU: -0.1701, nn.Mish: -0.3089, nn.Hardswish: -0.375}
-_OTHER = (nn.LeakyReLU, nn.PReLU, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, ChannelClamp, MaskedActivation)
+_OTHER = (
+    nn.ELU,
+    nn.CELU,
+    nn.Softplus,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.Softshrink,
+    nn.Hardshrink,
+    nn.Tanhshrink,
+    ChannelClamp,
+    MaskedActivation,
+)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CARRIED = "carried_channels"  # on a batch norm that a pass has made, and in its node.meta: channels only carried
+CARRIED = "carried_channels"  # on a batch norm that a pass has made: which of its channels are only carried
 POINTWISE: tuple[type[nn.Module], ...] = (*_MONOTONE, *_DIPPING, *_OTHER)
 
 
@@ -85,9 +93,11 @@ def image(module: nn.Module, values: Range) -> Range:
     low, high = values
     if is_identity_on(module, values):
         return values
-    if type(module) in _MONOTONE:
+    if type(module) in _MONOTONE or (isinstance(module, (nn.ELU, nn.CELU)) and module.alpha > 0):
         ends = module(torch.tensor([low, high], dtype=torch.float64))
-        return float(ends[0]), float(ends[1])
+        return EVERYTHING if bool(ends.isnan().any()) else (float(ends[0]), float(ends[1]))
+    if isinstance(module, nn.Softplus):
+        return 0.0, math.inf  # not monotone where its threshold switches to x
     if type(module) in _DIPPING:
         return (min(0.0, _DIPPING[type(module)]) if low < 0 else 0.0), max(0.0, high)
     if isinstance(module, nn.LeakyReLU) and module.negative_slope >= 0:
@@ -96,13 +106,13 @@ def image(module: nn.Module, values: Range) -> Range:
         inner = image(module.activation, values)
         return min(low, inner[0]), max(high, inner[1])
     if isinstance(module, ChannelClamp) and not module.low.is_meta:
-        bottom, top = float(module.low.min()), float(module.high.max())
-        return min(max(low, bottom), top), max(min(high, top), bottom)
+        ends = [torch.maximum(torch.minimum(torch.tensor(end), module.high), module.low) for end in values]
+        return float(ends[0].min()), float(ends[1].max())
     return EVERYTHING
 
 
 def split_constant(module: nn.Module) -> float | None:
-    """``k`` with ``module(t) - module(-t) == k * t`` for all ``t``, or ``None`` where there is none.
+    """``k`` with ``module(t) - module(-t) == k * t`` for all ``t``, of activations that may be split, else ``None``.
 
     >>> split_constant(nn.ReLU()), split_constant(nn.ReLU6())
     (1.0, None)
@@ -112,7 +122,7 @@ def split_constant(module: nn.Module) -> float | None:
 
 def same_function(first: nn.Module, second: nn.Module) -> bool:
     """Whether two activation modules of one type have equal arguments and tensors."""
-    if type(first) is not type(second) or first.extra_repr() != second.extra_repr():
+    if type(first) is not type(second) or repr(first) != repr(second):
         return False
     mine, theirs = first.state_dict(), second.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -129,7 +139,7 @@ class Part:
 def combine(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
     """One activation layer for ``channels`` stacked channels, or ``None`` when no family holds all parts.
 
-    Channels that no part covers are dead and may become anything that keeps 0 at 0.
+    Channels that no part covers are dead: nothing reads what becomes of them.
 
     Args:
         parts: disjoint channel sets; at least one has an activation.
@@ -145,7 +155,9 @@ def combine(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None
 
 
 def _per_channel(module: nn.Module) -> bool:
-    return any(tensor.numel() > 1 for tensor in module.state_dict().values())
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters > 1
+    return isinstance(module, (ChannelClamp, MaskedActivation, *NORMS))
 
 
 def _as_norm(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
@@ -163,7 +175,9 @@ def _as_norm(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | Non
     for part in parts:
         if isinstance(part.activation, NORMS):
             carried[part.positions] = False
+            carried[part.positions[part.activation.__dict__.get(CARRIED, [])]] = True
             _copy_statistics(part.activation, wide, part.positions)
+    wide.requires_grad_(any(p.requires_grad for norm in norms for p in norm.parameters()))
     wide.__dict__[CARRIED] = carried.nonzero().flatten().tolist()
     return wide
 
@@ -174,6 +188,7 @@ def identity_norm(like: nn.Module, channels: int) -> nn.modules.batchnorm._Batch
     norm = type(like)(channels, like.eps, like.momentum, dtype=torch.float64)
     with torch.no_grad():
         norm.weight.fill_(math.sqrt(1.0 + like.eps))
+    norm.requires_grad_(any(p.requires_grad for p in like.parameters()))
     norm.__dict__[CARRIED] = list(range(channels))
     return norm
 

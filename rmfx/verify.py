@@ -85,6 +85,10 @@ def verify(
     """
     args = () if example_inputs is None else as_tuple(example_inputs)
     tried = _inputs(args, example_kwargs or {}, seed, quick)
+    for model in (original, converted):
+        if not isinstance(model, nn.Module):
+            raise RmfxError(f"verify compares two torch.nn.Module, not a {type(model).__name__}")
+    unrounded = all(t.dtype == torch.float64 for t in converted.parameters() if t.is_floating_point())
     exact, other = in_dtype(original, torch.float64), in_dtype(converted, torch.float64)
     worst, tolerance, compared = 0.0, TOLERANCE, []
     for index, inputs in enumerate(tried):
@@ -100,7 +104,7 @@ def verify(
             continue  # another size or batch than the model allows
         if index and _refuses_size(other, inputs):
             continue
-        difference, tolerance = _compare(original, exact, other, inputs, truth, tolerance, seed)
+        difference, tolerance = _compare(original, exact, other, inputs, truth, tolerance, seed, unrounded)
         worst = max(worst, difference)
         compared.append((inputs, truth))
     errors = (0.0, 0.0) if quick else _float32_errors(original, converted, compared)
@@ -134,13 +138,13 @@ def _compare(
     truth: list[Tensor],
     tolerance: float,
     seed: int,
+    unrounded: bool,
 ) -> tuple[float, float]:
-    """(difference, tolerance), or a VerificationError."""
+    """(difference, tolerance), or a VerificationError; ``unrounded``: the converted weights are stored in float64."""
     difference = relative_difference(run(other, inputs, torch.float64), truth)
     if difference > tolerance:
-        double = all(p.dtype == torch.float64 for p in original.parameters())
-        factor = NOISE_FACTOR if double else STORED_FACTOR
-        tolerance = max(tolerance, factor * noise_floor(original, inputs, truth, seed))
+        factor = NOISE_FACTOR if unrounded else STORED_FACTOR
+        tolerance = max(tolerance, factor * noise_floor(exact if unrounded else original, inputs, truth, seed))
     if difference > tolerance:
         raise VerificationError(
             f"the networks differ by {difference:.2e} of the largest output (tolerance {tolerance:.1e}) at input "

@@ -238,4 +238,4 @@ def test_compose_is_associative(dims: int, data: st.DataObject) -> None:
 
 def test_scaling_by_one_is_no_work() -> None:
     affine = map_of(layer(2, 3, [axis_of(3)]))
-    assert scaled(affine, 1.0) is affine
+    assert scaled(affine, 1.0, 1.0) is affine

@@ -14,9 +14,10 @@ from test_affine import MODES, axes, axis_of, layer, map_of, run_affine, same_ma
 from torch import Tensor, nn
 
 from rmfx import grid as grids
-from rmfx.affine import Block, add, compose, scaled, stack
+from rmfx.affine import add, compose, scaled
 from rmfx.errors import InexactError
 from rmfx.grid import Axis, Embedding, Grid, align, compose_grids, layer_grid
+from rmfx.stacking import Block, stack
 
 LOOSE = st.builds(  # any borders, as compositions and padding="same" have them
     Axis, st.integers(1, 4), st.just(1), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4)
@@ -178,7 +179,7 @@ def test_add_is_the_sum_or_a_reason() -> None:
         seen["at this size only"] += first.grid.excess != second.grid.excess
         want = modules[0](x) + modules[1](x)
         assert torch.equal(run_affine(total, x), want)
-        assert torch.equal(run_affine(add(first, scaled(second, -2.0)), x), modules[0](x) - 2 * modules[1](x))
+        assert torch.equal(run_affine(add(first, scaled(second, -2.0, -2.0)), x), modules[0](x) - 2 * modules[1](x))
         if first.grid.excess == second.grid.excess:
             assert same_map(total, add(second, first))
         elif total.grid.mode == "zeros":  # grids differ: each has the size of its first map

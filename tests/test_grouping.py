@@ -190,6 +190,15 @@ def test_dead_channels_are_paid_for_by_the_neighbours() -> None:
     assert with_positions(9.0)[1].groups == 1
 
 
+def test_neighbours_that_place_channels_alike_share_a_layout() -> None:
+    # 24 channels alone in a group of 32: as one map of 24 channels, and as 24 maps of one, which are the same places.
+    first = step({(0, 0): conv(24, 24, 3), (1, 1): conv(32, 32, 3)})
+    second = step({(0, 0): carry(24), (1, 1): conv(32, 32, 3)})
+    lift, join = step({(0, 0): conv(8, 24), (1, 0): conv(8, 32)}), step({(0, 0): conv(24, 8), (0, 1): conv(32, 8)})
+    forms = choose_forms([lift, first, second, join])
+    assert [form.groups for form in forms] == [1, 2, 2, 1]
+
+
 def test_a_grouped_first_convolution_takes_the_carried_channels_into_its_groups() -> None:
     steps = [step({(0, 0): conv(8, 12, 3, groups=4), (1, 0): carry(8)}), step({(0, 0): conv(12, 8), (0, 1): carry(8)})]
     first, last = choose_forms(steps)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from test_affine import axis_of, integers, layer, map_of, run_affine, signal
 from torch import Tensor, nn
 
-from rmfx.affine import Block, average_pool, compose, dirac, from_tensors, per_channel, stack
+from rmfx.affine import average_pool, compose, dirac, from_tensors, per_channel
 from rmfx.grid import Grid
 from rmfx.kernels import compose_bias, compose_weights, norm_scale_shift, place_block, regroup, scale_rows, spread
+from rmfx.stacking import Block, stack
 
 KERNELS = st.lists(st.integers(1, 3), max_size=3)
 

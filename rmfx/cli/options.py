@@ -98,18 +98,6 @@ class ModelOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """The options of :func:`rmfx.convert` that the command line offers."""
-
-    policy: str | list[str] = "all"
-    carrier: Carrier = "auto"
-    downsample: Downsample = "cheaper"
-    fuse: Fuse = "cheaper"
-    max_growth: float | None = None
-    keep_bn: bool = False
-
-
 def model_options(
     weights: Path | None, pretrained: bool, size: int | None, shape: str | None, batch: int, dtype: str, seed: int
 ) -> ModelOptions:
