@@ -23,9 +23,8 @@ from torch import fx
 from rmfx.affine import Affine, compose
 from rmfx.cost import chain_cost
 from rmfx.errors import InexactError
-from rmfx.facts import is_sum, module_of
-from rmfx.linear import PER_CHANNEL, affine_of, dims_of, mixes
-from rmfx.modules import ChannelAffine
+from rmfx.facts import module_of
+from rmfx.linear import PER_CHANNEL, affine_of, dims_of, is_term_factor, mixes
 from rmfx.rule import Price, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class FoldNorm(Rule[FoldNormMatch, FoldNormPlan]):
     name: ClassVar[str] = "fold_norm"
 
     def match(self, node: fx.Node) -> FoldNormMatch | None:
-        if type(module_of(node)) not in PER_CHANNEL or len(node.all_input_nodes) != 1 or _is_sign_of_a_sum(node):
+        if type(module_of(node)) not in PER_CHANNEL or len(node.all_input_nodes) != 1 or is_term_factor(node):
             return None
         producer, readers = node.all_input_nodes[0], list(node.users)
         before = producer if mixes(producer) and len(producer.users) == 1 else None
@@ -91,10 +90,3 @@ class FoldNorm(Rule[FoldNormMatch, FoldNormPlan]):
         editor.replace(plan.second, folded)
         editor.erase((plan.second, plan.first))
         return folded
-
-
-def _is_sign_of_a_sum(node: fx.Node) -> bool:
-    """``x - y`` is ``x + (-1) * y``: the factor belongs to the sum, which may stay as it was."""
-    module = module_of(node)
-    scalar = isinstance(module, ChannelAffine) and module.weight.dim() == 0 and module.bias is None
-    return scalar and any(is_sum(user) for user in node.users)

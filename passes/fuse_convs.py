@@ -24,7 +24,7 @@ from torch import fx
 from rmfx.affine import Affine, compose
 from rmfx.cost import chain_cost, positions_of
 from rmfx.errors import InexactError
-from rmfx.linear import affine_of, dims_of, is_linear, mixes
+from rmfx.linear import affine_of, dims_of, is_linear, is_term_factor, mixes
 from rmfx.rule import Price, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
     fuse: str = "cheaper"
 
     def match(self, node: fx.Node) -> FuseConvsMatch | None:
-        if not is_linear(node) or len(node.all_input_nodes) != 1:
+        if not is_linear(node) or len(node.all_input_nodes) != 1 or is_term_factor(node):
             return None
         inner = node.all_input_nodes[0]
         if not is_linear(inner) or len(inner.users) != 1 or not (mixes(node) or mixes(inner)):

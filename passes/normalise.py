@@ -64,8 +64,10 @@ def normalise(gm: fx.GraphModule, *, keep_dropout: bool = False) -> fx.GraphModu
 def _stamp(gm: fx.GraphModule) -> None:
     tensors: set[fx.Node] = set()
     kinds = infer_kinds(gm)
+    # a convolution takes a single image too; these norms do not
+    batched = any(isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)) for module in gm.modules())
     for node in gm.graph.nodes:
-        node.meta["rank"] = kinds[node].rank
+        node.meta["rank"] = kinds[node].rank if batched else None
         node.meta["origin"] = node.name
         node.meta.setdefault("place", "")
         if is_plain_value(node, tensors):

@@ -22,12 +22,16 @@ _QUANTISED = (
 )
 
 
-def check_admissible(model: object, allow_training: bool = False) -> None:
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_admissible(model: object, allow_training: bool = False, allow_meta: bool = False) -> None:
     """Refuse what cannot be converted as a whole; reads ``model`` and changes nothing.
 
     Args:
         model: what the caller gave.
         allow_training: accept a model in training mode (it will be traced as in eval mode).
+        allow_meta: accept a model on the meta device, whose weights have no values.
 
     Raises:
         UnsupportedModelError: not a module, no ``forward``, wrapped, scripted, quantised, lazy, in training mode,
@@ -40,7 +44,7 @@ def check_admissible(model: object, allow_training: bool = False) -> None:
         _check_module(name, module)
     if type(model).forward is nn.Module.forward:
         raise UnsupportedModelError(f"{type(model).__name__} has no forward method, so it computes nothing")
-    _check_tensors(model)
+    _check_tensors(model, allow_meta)
     _check_hooks(model)
     if not allow_training:
         _check_eval(model)
@@ -78,7 +82,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _check_tensors(model: nn.Module) -> None:
+def _check_tensors(model: nn.Module, allow_meta: bool) -> None:
     devices: dict[torch.device, str] = {}
     for name, tensor in _named_tensors(model):
         if is_lazy(tensor):
@@ -88,10 +92,14 @@ def _check_tensors(model: nn.Module) -> None:
         if parameter.is_quantized or not parameter.is_floating_point():
             kind = "complex" if parameter.is_complex() else "integer"
             raise UnsupportedModelError(f"parameter {name} is {kind} ({parameter.dtype}); only real floats convert")
+        if parameter.dtype not in _FLOATS:
+            raise UnsupportedModelError(
+                f"parameter {name} is {parameter.dtype}, which has no arithmetic: cast it first"
+            )
     if len(devices) > 1:
         places = ", ".join(f"{name} on {device}" for device, name in devices.items())
         raise UnsupportedModelError(f"the model is spread over several devices ({places}): move it to one")
-    if any(device.type == "meta" for device in devices):
+    if not allow_meta and any(device.type == "meta" for device in devices):
         raise UnsupportedModelError("the model is on the meta device, where weights have no values: load it on cpu")
 
 

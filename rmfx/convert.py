@@ -156,21 +156,24 @@ def explain(
 ) -> Report:
     """The :class:`rmfx.report.Report` that :func:`convert` with these arguments would leave; computes no weights.
 
-    Args and errors are those of :func:`convert`.
+    So the model may be on the meta device. Args and errors are those of :func:`convert`.
 
     >>> from rmfx.models import rmnet26x3_32
     >>> explain(rmnet26x3_32().eval()).count("removed")
     9
     """
     options = Options(policy, carrier, downsample, fuse, max_growth, keep_bn)
-    planned = _plan(model, example_inputs, example_kwargs or {}, options)
+    planned = _plan(model, example_inputs, example_kwargs or {}, options, computes=False)
     report = account.report_of(planned.before, planned.results, planned.gm, _notes(options))
     account.check_places(policy, report)
     return account.with_names(report, planned.gm, planned.before)
 
 
-def _plan(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], options: Options) -> _Planned:
-    gm = normalise(trace(model, allow_training=options.keep_bn), keep_dropout=options.keep_bn)
+def _plan(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], options: Options, computes: bool = True
+) -> _Planned:
+    traced = trace(model, allow_training=options.keep_bn, allow_meta=not computes)
+    gm = normalise(traced, keep_dropout=options.keep_bn)
     inputs = None
     if example_inputs is not None or kwargs:
         inputs = bind(gm, () if example_inputs is None else as_tuple(example_inputs), kwargs)

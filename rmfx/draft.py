@@ -25,7 +25,7 @@ from rmfx.carrier import Carrier, choose_carrier
 from rmfx.errors import InexactError
 from rmfx.grid import Axis, Grid, align
 from rmfx.grouping import LinearStep
-from rmfx.pointwise import NORMS, Range, image, split_constant
+from rmfx.pointwise import NORMS, Range, image, is_per_channel, split_constant
 from rmfx.problem import Problem
 from rmfx.schedule import Step
 
@@ -240,7 +240,7 @@ class Draft:
         wanted = self.problem.carrier if len(segment.factors) == 1 else "auto"
         if {choose_carrier(activation, segment.range, wanted) for activation in acting} == {"direct"}:
             self.carriers.add("direct")
-            return acting[0], segment
+            return None if is_per_channel(acting[0]) else acting[0], segment
         self.carriers.add("masked")
         self.masked_channels += self.problem.value(side, segment.done).channels * len(segment.factors)
         return None, segment

@@ -35,12 +35,11 @@ class Editor:
         affine = affine if affine.grid.dims else dense(affine)  # nn.Linear has no groups
         node = self.layer(meta_layer(affine), source, before, name)
         node.meta["affine"] = affine
-        shape = shape_of(source)
-        if shape is not None:
-            spatial = affine.grid.out_size(shape[2:]) if affine.grid.dims else shape[1:-1]
-            front = [shape[0], affine.out_channels] if affine.grid.dims else [shape[0]]
-            back = spatial if affine.grid.dims else (*spatial, affine.out_channels)
-            node.meta["shape"] = torch.Size([*front, *back])
+        shape, grid = shape_of(source), affine.grid
+        if shape is not None and grid.dims:
+            node.meta["shape"] = torch.Size([shape[0], affine.out_channels, *grid.out_size(shape[2:])])
+        elif shape is not None:
+            node.meta["shape"] = torch.Size([*shape[:-1], affine.out_channels])
         return node
 
     def layer(self, module: nn.Module, source: fx.Node, before: fx.Node, name: str) -> fx.Node:

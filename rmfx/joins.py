@@ -55,7 +55,7 @@ def join_plan(region: Region, solution: Solution, dims: int) -> JoinPlan:
     shape = shape_of(region.fork)
     conditions: tuple[str, ...] = ()
     if solution.sized and shape is not None:
-        conditions = (f"exact where {region.join.name} is reached at size {tuple(shape[2:])} only",)
+        conditions = (f"exact for the example inputs' sizes only, where {region.fork.name} has {tuple(shape[2:])}",)
     price = _price(region, solution, dims)
     dropouts = tuple(str(node.target) for node in (*region.branch, *region.shortcut) if is_dropout(node))
     return JoinPlan(region, solution, price, region.kind, shape is not None, conditions, dropouts)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from rmfx import kernels
 from rmfx.affine import Affine, average_pool, from_tensors, per_channel
 from rmfx.errors import InexactError
-from rmfx.facts import channels_of, module_of, shape_of
+from rmfx.facts import channels_of, is_sum, module_of, shape_of
 from rmfx.grid import Axis, Grid
 from rmfx.modules import ChannelAffine
 from rmfx.pointwise import NORMS
@@ -30,6 +30,13 @@ def is_linear(node: fx.Node) -> bool:
 def mixes(node: fx.Node) -> bool:
     """Whether the node calls a convolution or a linear layer."""
     return type(module_of(node)) in MIXING
+
+
+def is_term_factor(node: fx.Node) -> bool:
+    """Whether the node is the factor of a term of a sum: ``x - y`` is ``x + (-1) * y``, and may have to stay that."""
+    module = module_of(node)
+    scalar = isinstance(module, ChannelAffine) and module.weight.dim() == 0 and module.bias is None
+    return scalar and any(is_sum(user) for user in node.users)
 
 
 def dims_of(node: fx.Node) -> int | None:

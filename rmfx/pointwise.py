@@ -106,7 +106,10 @@ def image(module: nn.Module, values: Range) -> Range:
         inner = image(module.activation, values)
         return min(low, inner[0]), max(high, inner[1])
     if isinstance(module, ChannelClamp) and not module.low.is_meta:
-        ends = [torch.maximum(torch.minimum(torch.tensor(end), module.high), module.low) for end in values]
+        ends = [
+            torch.maximum(torch.minimum(torch.tensor(end, dtype=torch.float64), module.high), module.low)
+            for end in values
+        ]
         return float(ends[0].min()), float(ends[1].max())
     return EVERYTHING
 
@@ -148,13 +151,14 @@ def combine(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None
     """
     acting = [part.activation for part in parts if part.activation is not None]
     uniform = len(acting) == len(parts) and all(same_function(acting[0], other) for other in acting)
-    if uniform and not _per_channel(acting[0]):
+    if uniform and not is_per_channel(acting[0]):
         return copy.deepcopy(acting[0])
     families = (_as_norm, _as_slopes, _as_bounds, _as_mask)
     return next((layer for family in families if (layer := family(parts, channels, axis)) is not None), None)
 
 
-def _per_channel(module: nn.Module) -> bool:
+def is_per_channel(module: nn.Module) -> bool:
+    """Whether an activation treats its channels differently, and so fits one number of channels only."""
     if isinstance(module, nn.PReLU):
         return module.num_parameters > 1
     return isinstance(module, (ChannelClamp, MaskedActivation, *NORMS))
@@ -260,7 +264,7 @@ def _as_mask(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | Non
         inner, active = _masked(part.activation)
         if inner is None:
             continue
-        if _per_channel(inner) or (chosen is not None and not same_function(chosen, inner)):
+        if is_per_channel(inner) or (chosen is not None and not same_function(chosen, inner)):
             return None
         chosen = inner
         mask[part.positions] = active

@@ -24,12 +24,13 @@ _WHAT_TO_DO = (
 )
 
 
-def trace(model: nn.Module, *, allow_training: bool = False) -> fx.GraphModule:
+def trace(model: nn.Module, *, allow_training: bool = False, allow_meta: bool = False) -> fx.GraphModule:
     """The graph of ``model`` in eval mode, over a copy that shares every parameter and buffer that nothing changes.
 
     Args:
         model: any module; a ``GraphModule`` is traced again, its names, places and lines are kept.
         allow_training: trace a model in training mode as if it were in eval mode, instead of refusing it.
+        allow_meta: trace a model on the meta device, of which no weights can be computed.
 
     Raises:
         UnsupportedModelError: when the model as a whole cannot be converted.
@@ -38,7 +39,7 @@ def trace(model: nn.Module, *, allow_training: bool = False) -> fx.GraphModule:
     >>> [node.op for node in trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()).graph.nodes]
     ['placeholder', 'call_module', 'call_module', 'output']
     """
-    check_admissible(model, allow_training)
+    check_admissible(model, allow_training, allow_meta)
     copied = structural_copy(model)
     for module in copied.modules():
         module.training = False

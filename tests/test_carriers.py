@@ -231,18 +231,7 @@ def test_split_is_not_used_where_direct_is_exact() -> None:
     assert rmfx.report(converted).entries[0].carrier == "direct"
 
 
-@pytest.mark.parametrize(
-    "wish",
-    [
-        "conv",
-        pytest.param(
-            "input",
-            marks=pytest.mark.xfail(
-                strict=True, reason="decoding applies the shortcut's bias with factors 1 and -1, so it cancels"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("wish", ["conv", "input"])
 def test_split_with_a_biased_shortcut(wish: str) -> None:
     converted_of(behind_linear_stem(lambda: basic(4, 8, 2), 4)(), carrier="split", downsample=wish)
 
@@ -256,12 +245,26 @@ def test_linear_layers_clamp_where_a_prelu_would_read_another_axis() -> None:
     assert_equivalent(model, converted, hostile(7, 3, 6))
 
 
-@pytest.mark.xfail(strict=True, reason="image() takes the ends of the interval, but ELU with alpha < 0 dips between")
 def test_an_elu_with_a_negative_alpha_proves_no_lower_bound() -> None:
     act = nn.ELU(-5.0)  # at most 5 far below zero, and 0 at zero
     model = nn.Sequential(conv(3, 4, 1), act, Residual(nn.Sequential(conv(4, 4), nn.Hardswish(), conv(4, 4))))
     _, converted = converted_of(model)
     assert rmfx.report(converted).entries[0].carrier == "masked"
+
+
+def test_slopes_per_channel_beside_a_narrower_carried_tensor() -> None:
+    branch = nn.Sequential(conv(4, 8), nn.PReLU(8), conv(8, 4))
+    _, converted = converted_of(nn.Sequential(conv(3, 4), nn.ReLU(), Residual(branch)))
+    assert rmfx.report(converted).entries[0].carrier == "direct"
+
+
+def test_a_masked_block_inside_a_direct_one() -> None:
+    inner = Residual(nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8)), act=nn.Identity())
+    model = nn.Sequential(conv(3, 4), nn.ReLU(), Residual(nn.Sequential(conv(4, 8), inner, conv(8, 4))))
+    x = hostile(*SHAPE)
+    converted = rmfx.convert(randomise(model.double(), x / 8), x)
+    assert rmfx.report(converted).count("removed") == 2
+    assert_equivalent(model, converted, x)
 
 
 def test_the_carrier_of_a_reduced_precision_model_is_exact_too() -> None:

@@ -57,10 +57,7 @@ def test_a_linear_layer_comes_with_its_facts() -> None:
     assert "shape" not in Editor(unsized).linear(affine, last.all_input_nodes[0], last, "block.pick").meta
 
 
-VECTOR = pytest.param((4,), marks=pytest.mark.xfail(strict=True, reason="a single vector gets a shape of rank 2"))
-
-
-@pytest.mark.parametrize("shape", [(5, 4), (5, 7, 4), VECTOR])
+@pytest.mark.parametrize("shape", [(5, 4), (5, 7, 4), (4,)])
 def test_shapes_of_features(shape: tuple[int, ...]) -> None:
     gm = normal_form(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval())
     annotate(gm, (torch.zeros(shape),))

@@ -110,7 +110,7 @@ REFUSES = {
     ),
     "norm of positions": Case(
         lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)),
-        reason="has 1 spatial dimensions among layers of 0",
+        reason="normalises dimension 1 of a 3-dimensional tensor: not its channels",
         shape=TOKENS,
         sized=True,
     ),

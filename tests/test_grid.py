@@ -164,7 +164,7 @@ def test_add_is_the_sum_or_a_reason() -> None:
     seen: Counter[str] = Counter()
     reasons = ("padding modes differ", "of different widths cannot be shared")
 
-    @settings(max_examples=200)
+    @settings(max_examples=400)
     @given(parallel(2))
     def check(drawn: tuple[list[nn.Module], Tensor]) -> None:
         modules, x = drawn

@@ -245,7 +245,6 @@ LINEAR_STEPS = {
 
 
 @pytest.mark.parametrize("case", LINEAR_STEPS)
-@pytest.mark.xfail(strict=True, reason="nn.Linear has no groups: steps of 0 dimensions must be dense")
 def test_linear_layers_have_no_groups(case: str) -> None:
     for one, form in zip(LINEAR_STEPS[case], choose_forms(LINEAR_STEPS[case]), strict=True):
         assert form.groups == 1 and build(one, form).groups == 1

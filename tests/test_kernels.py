@@ -175,7 +175,6 @@ def test_weights_are_rounded_once() -> None:
     assert not torch.equal(weight, second.compute(torch.float32)[0] @ first.compute(torch.float32)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="stack rounds each bias before it adds them, and the sum again")
 def test_biases_of_a_join_are_rounded_once() -> None:
     small = 2.0**-24 + 2.0**-30
     biases = (torch.tensor([value], dtype=torch.float64) for value in (1.0 + small, -1.0))

@@ -150,13 +150,7 @@ def narrowing() -> nn.Module:
     [
         ("always", ["Conv2d", "ReLU", "Conv2d"]),
         ("cheaper", ["Conv2d", "ReLU", "Conv2d", "Conv2d"]),
-        pytest.param(
-            "never",
-            ["Conv2d", "Conv2d", "ReLU", "Conv2d", "Conv2d"],
-            marks=pytest.mark.xfail(
-                strict=True, reason="FuseConvs('never') composes whatever it can, as 'always' does"
-            ),
-        ),
+        ("never", ["Conv2d", "Conv2d", "ReLU", "Conv2d", "Conv2d"]),
     ],
 )
 def test_fuse(fuse: str, layers: list[str]) -> None:

@@ -123,7 +123,7 @@ FIRES = {
         sized=True,
     ),
     "branch that ends in an activation": Case(
-        residual(conv(4, 4), nn.ReLU()), "Conv2d ReLU add", "Conv2d PReLU Conv2d"
+        residual(conv(4, 4), nn.ReLU()), "Conv2d ReLU add", "Conv2d PReLU Conv2d", sized=True
     ),
     "branch that begins with one": Case(
         residual(nn.ReLU(), conv(4, 4)), "ReLU Conv2d add", "Conv2d PReLU Conv2d", sized=True
@@ -131,20 +131,27 @@ FIRES = {
     "Hardtanh": Case(
         residual(*usual(nn.Hardtanh(-2.0, 3.0))), "Conv2d Hardtanh Conv2d add", "Conv2d ChannelClamp Conv2d"
     ),
-    "LeakyReLU": Case(residual(*usual(nn.LeakyReLU(0.2))), "Conv2d LeakyReLU Conv2d add", "Conv2d PReLU Conv2d"),
+    "LeakyReLU": Case(
+        residual(*usual(nn.LeakyReLU(0.2))), "Conv2d LeakyReLU Conv2d add", "Conv2d PReLU Conv2d", sized=True
+    ),
     "PReLU with a slope per channel": Case(
-        residual(*usual(nn.PReLU(4))), "Conv2d PReLU Conv2d add", "Conv2d PReLU Conv2d"
+        residual(*usual(nn.PReLU(4))), "Conv2d PReLU Conv2d add", "Conv2d PReLU Conv2d", sized=True
     ),
     "GELU": Case(residual(*usual(nn.GELU())), "Conv2d GELU Conv2d add", "Conv2d MaskedActivation Conv2d"),
     "ReLU and tanh side by side": Case(
         lambda: Sum(nn.Sequential(*usual(nn.ReLU())), nn.Sequential(*usual(nn.Tanh())), act=nn.Identity()),
         "Conv2d ReLU Conv2d Conv2d Tanh Conv2d add",
         "Conv2d PReLU MaskedActivation Conv2d",
+        sized=True,
     ),
     "padding modes": Case(
         residual(*(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), conv(4, 4))),
         "Conv2d ReLU Conv2d add",
         "Conv2d PReLU Conv2d",
+        sized=True,
+    ),
+    "an image that may have no batch": Case(
+        residual(*usual(nn.ReLU())), "Conv2d ReLU Conv2d add", "Conv2d ChannelClamp Conv2d"
     ),
     "shortcut of several layers": Case(
         residual(conv(4, 6, 3, 2), nn.ReLU(), conv(6, 6), shortcut=nn.Sequential(nn.AvgPool2d(2), conv(4, 6, 1))),

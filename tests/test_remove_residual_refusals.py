@@ -90,7 +90,7 @@ REFUSES = {
     ),
     "norm of positions": Case(
         residual(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(6, 4)),
-        reason="has 1 spatial dimensions among layers of 0",
+        reason="normalises dimension 1 of a 3-dimensional tensor: not its channels",
         shape=(4, 5, 4),
         sized=True,
     ),
@@ -129,7 +129,7 @@ REFUSES = {
     ),
     "split through ReLU6": Case(
         residual(*usual(nn.ReLU6())),
-        reason="carrier 'split' needs phi(t) - phi(-t) = k*t, which ReLU6 does not satisfy",
+        reason="carrier 'split' passes ReLU, not ReLU6",
         rule=RemoveResidual(carrier="split"),
     ),
     "slopes along another axis": Case(

@@ -246,7 +246,6 @@ def test_explain_computes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         rmfx.convert(model, x)
 
 
-@pytest.mark.xfail(strict=True, raises=rmfx.UnsupportedModelError, reason="refused, though planning reads no weight")
 def test_explain_works_on_the_meta_device() -> None:
     model, x = build("basic_chain")
     assert rmfx.explain(model.to("meta"), x.to("meta")) == rmfx.explain(build("basic_chain")[0], x)

@@ -104,7 +104,6 @@ def test_a_sum_that_stays_stays_as_it_was(name: str) -> None:
     assert rmfx.report(converted).count("refused") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the sign is folded into the convolution, so the difference becomes a sum")
 def test_a_difference_that_stays_keeps_its_sign_apart() -> None:
     model = Lambda(lambda m, x: m.pool(x) - m.a(x), a=conv(4, 4), pool=nn.MaxPool2d(3, 1, 1)).double().eval()
     assert operations(rmfx.convert(model)) == ["MaxPool2d", "Conv2d", "sub"]

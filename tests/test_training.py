@@ -153,13 +153,7 @@ def test_training_outputs_differ_from_the_first_batch_on() -> None:
 # -- calibration ------------------------------------------------------------------------------------------------------
 
 
-NESTED = pytest.param(
-    "nested",
-    marks=pytest.mark.xfail(strict=True, reason="the outer block, widening a norm, forgets what the inner one carried"),
-)
-
-
-@pytest.mark.parametrize("name", [*(name for name in BLOCKS if name != "nested"), NESTED])
+@pytest.mark.parametrize("name", BLOCKS)
 def test_carried_channels_get_the_statistics_of_the_data(name: str) -> None:
     model, x = build(name)
     data = batches(tuple(x.shape))
@@ -265,7 +259,6 @@ def test_it_trains(change: Callable[[nn.Module], nn.Module]) -> None:
     assert all(not torch.equal(old, new) for old, new in zip(before, converted.parameters(), strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="the widened norms are new trainable parameters whatever the old ones were")
 def test_frozen_norms_stay_frozen() -> None:
     model, x = build("basic_identity")
     converted = rmfx.convert(model.requires_grad_(False), x, keep_bn=True)
