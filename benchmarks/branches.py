@@ -15,8 +15,8 @@ from torch import fx, nn
 
 import rmfx
 from benchmarks.common import Figure, finish, macs, options, tracked
+from rmfx.check.plain import count_joins
 from rmfx.hostile import randomise
-from rmfx.plain import count_joins
 from rmfx.vision import import_timm
 
 MODELS = ("repvgg_a2", "mobileone_s1")

@@ -2,7 +2,7 @@
 
 For each network, random weights and hostile batch-norm statistics (``rmfx.hostile``):
 
-* joins of two data tensors (``rmfx.plain``) in the graph that ``torch.export`` gives of the converted network,
+* joins of two data tensors (``rmfx.check.plain``) in the graph that ``torch.export`` gives of the converted network,
   and in its unoptimised ONNX file (as a control, both counts are also taken of the original, and must see some);
 * the relative difference to the original in float64, largest over the inputs, against the larger of 1e-12 and
   100 times the network's own noise floor: the change of the original's output when every parameter moves by one
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import rmfx
 from benchmarks.common import Figure, finish, options, torchvision_model, tracked
-from rmfx.plain import Join, count_joins, count_onnx_joins
+from rmfx.check.plain import Join, count_joins, count_onnx_joins
 
 MODELS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"),

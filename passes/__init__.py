@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rmfx.graph.rule import Rule
 from rmfx.passes.fold_norm import FoldNorm
 from rmfx.passes.fuse_convs import FuseConvs
 from rmfx.passes.merge_branches import MergeBranches
 from rmfx.passes.remove_residual import RemoveResidual
-from rmfx.rule import Rule
 
 
 def inference_passes(carrier: str, downsample: str, fuse: str) -> tuple[Rule[Any, Any], ...]:

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
-from rmfx.affine import Affine, compose
-from rmfx.cost import chain_cost
+from rmfx.algebra.affine import Affine, compose
 from rmfx.errors import InexactError
-from rmfx.facts import module_of
-from rmfx.linear import PER_CHANNEL, affine_of, dims_of, is_term_factor, mixes
-from rmfx.rule import Price, Refusal, Rule
+from rmfx.graph.cost import chain_cost
+from rmfx.graph.facts import module_of
+from rmfx.graph.linear import PER_CHANNEL, affine_of, dims_of, is_term_factor, mixes
+from rmfx.graph.rule import Price, Refusal, Rule
 
 if TYPE_CHECKING:
-    from rmfx.editor import Editor
+    from rmfx.graph.editor import Editor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ scales or average pools that earlier passes had to leave.
 Conditions:
 
 1. ``L1`` has no other reader;
-2. the composition is exact (:func:`rmfx.affine.compose`);
+2. the composition is exact (:func:`rmfx.algebra.affine.compose`);
 3. with ``fuse="cheaper"``, it does not raise MACs; a norm or scale always fuses, it never costs any.
 """
 
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
-from rmfx.affine import Affine, compose
-from rmfx.cost import chain_cost, positions_of
+from rmfx.algebra.affine import Affine, compose
 from rmfx.errors import InexactError
-from rmfx.linear import affine_of, dims_of, is_linear, is_term_factor, mixes
-from rmfx.rule import Price, Refusal, Rule
+from rmfx.graph.cost import chain_cost, positions_of
+from rmfx.graph.linear import affine_of, dims_of, is_linear, is_term_factor, mixes
+from rmfx.graph.rule import Price, Refusal, Rule
 
 if TYPE_CHECKING:
-    from rmfx.editor import Editor
+    from rmfx.graph.editor import Editor
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ Sums are visited in order, so nested ones merge from the inside out.
 Conditions:
 
 1. no nonlinearity and no second reader stands between the fork and the sum;
-2. each branch composes into one map (:func:`rmfx.affine.compose`);
-3. the two maps share stride, padding mode and tap grid (:func:`rmfx.affine.add`);
+2. each branch composes into one map (:func:`rmfx.algebra.affine.compose`);
+3. the two maps share stride, padding mode and tap grid (:func:`rmfx.algebra.affine.add`);
 4. both have the same output size: equal excess, or equal sizes at the example inputs (a size condition).
 """
 
@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
-from rmfx.affine import Affine, add, dirac
+from rmfx.algebra.affine import Affine, add, dirac
+from rmfx.algebra.grid import Grid
 from rmfx.errors import InexactError
-from rmfx.facts import shape_of
-from rmfx.grid import Grid
-from rmfx.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
-from rmfx.problem import NewLayer, Solution
-from rmfx.region import Chain, Region, find_region, is_residual
-from rmfx.rule import Price, Refusal, Rule
+from rmfx.graph.facts import shape_of
+from rmfx.graph.region import Chain, Region, find_region, is_residual
+from rmfx.graph.rule import Price, Refusal, Rule
+from rmfx.layout.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
+from rmfx.layout.problem import NewLayer, Solution
 
 if TYPE_CHECKING:
-    from rmfx.editor import Editor
+    from rmfx.graph.editor import Editor
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from collections.abc import Callable
 
 from torch import Tensor, fx, nn
 
-from rmfx.aliasing import NO_OPS, is_plain_value, resolve_in_place
-from rmfx.arithmetic import Arithmetic
-from rmfx.constants import fold_constants
-from rmfx.install import Installer, clone_sharing
-from rmfx.kinds import Kind, infer_kinds, parameter_dtype
+from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
+from rmfx.front.arithmetic import Arithmetic
+from rmfx.front.constants import fold_constants
+from rmfx.front.install import Installer, clone_sharing
+from rmfx.front.kinds import Kind, infer_kinds, parameter_dtype
+from rmfx.front.opnames import is_eval_dropout, is_torch_function, op_name
+from rmfx.front.spelling import spell
+from rmfx.graph.tree import drop_unused
 from rmfx.modules import SizeGuard
-from rmfx.opnames import is_eval_dropout, is_torch_function, op_name
-from rmfx.spelling import spell
-from rmfx.tree import drop_unused
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
@@ -41,7 +41,7 @@ def normalise(gm: fx.GraphModule, *, keep_dropout: bool = False) -> fx.GraphModu
     """Bring ``gm`` into normal form, in place; returns it.
 
     Args:
-        gm: what :func:`rmfx.trace.trace` gives. Its layers are changed; tensors that it shares with others are not.
+        gm: what :func:`rmfx.front.trace.trace` gives. Its layers are changed; tensors that it shares are not.
         keep_dropout: keep dropout layers, for a network that will train (the functional ones cannot be kept).
 
     Raises:

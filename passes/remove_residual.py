@@ -9,13 +9,13 @@
 
 ``R`` reserves a copy ``u`` of ``x`` (or of ``S x``, the paper's Figure 2a) by Dirac filters, ``psi`` is the identity on
 it, and the last map merges ``Ln h + S u`` (its equation 3). Two nonlinear branches, branches that begin or end in an
-activation, and nested sums are the same form with other blocks (:mod:`rmfx.layout`).
+activation, and nested sums are the same form with other blocks (:mod:`rmfx.layout.solve`).
 
 Conditions:
 
 1. between fork and sum stand two chains of linear and pointwise layers, each read by the next alone;
 2. the sum does not broadcast;
-3. some schedule of steps satisfies the conditions of :mod:`rmfx.layout`.
+3. some schedule of steps satisfies the conditions of :mod:`rmfx.layout.solve`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
-from rmfx.affine import Affine
+from rmfx.algebra.affine import Affine
+from rmfx.algebra.pointwise import NORMS, identity_norm
 from rmfx.errors import InexactError
-from rmfx.facts import rank_of
-from rmfx.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
-from rmfx.layout import solve
-from rmfx.pointwise import NORMS, identity_norm
-from rmfx.problem import NewLayer, Problem, Solution
-from rmfx.region import Region, find_region, is_residual
-from rmfx.rule import Price, Refusal, Rule
+from rmfx.graph.facts import rank_of
+from rmfx.graph.region import Region, find_region, is_residual
+from rmfx.graph.rule import Price, Refusal, Rule
+from rmfx.layout.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
+from rmfx.layout.problem import NewLayer, Problem, Solution
+from rmfx.layout.solve import solve
 
 if TYPE_CHECKING:
-    from rmfx.editor import Editor
+    from rmfx.graph.editor import Editor
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     """Reserve and merge.
 
     Attributes:
-        carrier: ``auto``, ``direct``, ``masked`` or ``split`` (:mod:`rmfx.carrier`).
+        carrier: ``auto``, ``direct``, ``masked`` or ``split`` (:mod:`rmfx.algebra.carrier`).
         downsample: where a projection shortcut is applied: ``conv`` as early as possible (Figure 2a), ``input`` as
             late as possible (Figure 2b), or where it is ``cheaper``.
         keep_norms: keep batch norms before nonlinearities, widened, for training.

@@ -8,7 +8,10 @@
 9
 """
 
+from rmfx.check.plain import to_sequential
+from rmfx.check.verify import Verification, verify
 from rmfx.convert import convert, explain
+from rmfx.deploy.export import export
 from rmfx.errors import (
     ExportError,
     FileFormatError,
@@ -20,12 +23,9 @@ from rmfx.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from rmfx.export import export
-from rmfx.plain import to_sequential
+from rmfx.files.serialise import load, save
 from rmfx.report import Entry, Report, report
-from rmfx.serialise import load, save
 from rmfx.training import calibrate
-from rmfx.verify import Verification, verify
 
 __version__ = "0.1.0"
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
-from rmfx.cost import network_macs, network_parameters
-from rmfx.emit import UNTOUCHED
+from rmfx.algebra.pointwise import CARRIED
 from rmfx.errors import RmfxError
-from rmfx.facts import module_of
-from rmfx.joins import TAPS, JoinPlan
-from rmfx.pointwise import CARRIED
-from rmfx.region import is_residual
+from rmfx.graph.cost import network_macs, network_parameters
+from rmfx.graph.emit import UNTOUCHED
+from rmfx.graph.facts import module_of
+from rmfx.graph.region import is_residual
+from rmfx.graph.rewriter import Veto
+from rmfx.graph.rule import Applied, PassResult, Price, Refused
+from rmfx.layout.joins import TAPS, JoinPlan
 from rmfx.report import Entry, PassLine, Report, Status, Totals
-from rmfx.rewriter import Veto
-from rmfx.rule import Applied, PassResult, Price, Refused
 
 # What only passes need of node.meta.
 _SCRATCH = ("affine", "range", "shape", "rank", "plain_value", "made", TAPS, UNTOUCHED)

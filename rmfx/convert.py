@@ -10,21 +10,21 @@ import torch
 from torch import fx, nn
 
 from rmfx import account
-from rmfx.carrier import CHOICES
+from rmfx.algebra.carrier import CHOICES
+from rmfx.check.verify import verify as verify_models
 from rmfx.collector import collect_new, uncollected
-from rmfx.emit import emit, storage_table
 from rmfx.errors import RmfxError, UnsupportedModelError
-from rmfx.facts import annotate
-from rmfx.guard import guard_sizes
+from rmfx.front.trace import trace
+from rmfx.graph.emit import emit, storage_table
+from rmfx.graph.facts import annotate
+from rmfx.graph.guard import guard_sizes
+from rmfx.graph.pipeline import run_passes
+from rmfx.graph.restore import restore
+from rmfx.graph.rule import PassResult
 from rmfx.inputs import as_tuple, bind, describe
 from rmfx.passes import inference_passes, training_passes
 from rmfx.passes.normalise import normalise
-from rmfx.pipeline import run_passes
 from rmfx.report import Entry, Report, attach
-from rmfx.restore import restore
-from rmfx.rule import PassResult
-from rmfx.trace import trace
-from rmfx.verify import verify as verify_models
 
 Policy = str | Callable[[Entry], bool] | Collection[str]
 _DOWNSAMPLE = ("cheaper", "conv", "input")
@@ -94,7 +94,7 @@ def convert(
         policy: ``"all"`` removes every residual connection that can be removed exactly; a list names the places to
             convert (as in the report); a callable gets each :class:`rmfx.report.Entry` and says whether to remove it.
         carrier: how a tensor passes an activation that is not meant for it: ``"auto"``, ``"direct"``, ``"masked"``,
-            ``"split"`` (:mod:`rmfx.carrier`).
+            ``"split"`` (:mod:`rmfx.algebra.carrier`).
         downsample: where a projection shortcut is applied: ``"conv"`` (the paper's Figure 2a), ``"input"`` (2b), or
             ``"cheaper"``.
         fuse: compose consecutive convolutions ``"always"``, only when ``"cheaper"`` in MACs, or ``"never"``.

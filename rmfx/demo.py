@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rmfx
-from rmfx import runtime
+from rmfx.deploy import runtime
+from rmfx.deploy.latency import Comparison, compare
 from rmfx.errors import RuntimeUnavailableError, VerificationError
-from rmfx.latency import Comparison, compare
 from rmfx.report import Report
 
 EPOCHS = 12

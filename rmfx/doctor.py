@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.torch_version import TorchVersion
 
-from rmfx.providers import Provider, probe
+from rmfx.deploy.providers import Provider, probe
 from rmfx.vision import extension_loads
 
 TESTED_TORCH = ("2.13", "2.14")  # from, and below
@@ -22,8 +22,8 @@ PURPOSES = {
     "torch": ("the network itself", "pip install 'torch>=2.13,<2.14'"),
     "numpy": ("arrays", "pip install rmfx"),
     "safetensors": ("rmfx.save and rmfx.load", "pip install rmfx"),
-    "onnx": ("rmfx.export", "pip install rmfx"),
-    "onnxscript": ("rmfx.export", "pip install rmfx"),
+    "onnx": ("rmfx.deploy.export", "pip install rmfx"),
+    "onnxscript": ("rmfx.deploy.export", "pip install rmfx"),
     "onnxruntime": ("running and comparing ONNX files on the CPU", "pip install 'rmfx[cpu]'"),
     "onnxruntime-gpu": ("running and comparing ONNX files on an NVIDIA GPU", "pip install 'rmfx[gpu]'"),
     "torchvision": ("networks named torchvision:...", "pip install 'rmfx[zoo]'"),

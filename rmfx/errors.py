@@ -20,7 +20,7 @@ class NormalFormError(RmfxError):
 class InexactError(RmfxError):
     """An algebraic step whose exactness condition does not hold; ``str(error)`` is the condition.
 
-    Internal to planning: passes turn it into a :class:`rmfx.rule.Refusal`.
+    Internal to planning: passes turn it into a :class:`rmfx.graph.rule.Refusal`.
     """
 
 

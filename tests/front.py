@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from rmfx.normal import check_normal
+from rmfx.front.normal import check_normal
+from rmfx.front.trace import trace
 from rmfx.passes.normalise import normalise
-from rmfx.trace import trace
 
 
 def normal_form(model: nn.Module) -> fx.GraphModule:

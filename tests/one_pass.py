@@ -15,12 +15,12 @@ from front import hostile, normal_form, operations
 from oracle import assert_equivalent
 from torch import Tensor, fx, nn
 
-from rmfx.emit import emit, storage_table
-from rmfx.facts import annotate
+from rmfx.front.normal import check_normal
+from rmfx.graph.emit import emit, storage_table
+from rmfx.graph.facts import annotate
+from rmfx.graph.rewriter import sweep
+from rmfx.graph.rule import PassResult, Rule
 from rmfx.hostile import randomise
-from rmfx.normal import check_normal
-from rmfx.rewriter import sweep
-from rmfx.rule import PassResult, Rule
 
 IMAGE = (2, 4, 8, 8)
 Build = Callable[[], nn.Module]

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rmfx import affine as algebra
-from rmfx.affine import Affine, compose, dirac, from_tensors, scaled
+from rmfx.algebra import affine as algebra
+from rmfx.algebra.affine import Affine, compose, dirac, from_tensors, scaled
+from rmfx.algebra.grid import Axis, Grid
 from rmfx.errors import InexactError
-from rmfx.grid import Axis, Grid
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MODES = ("zeros", "reflect", "replicate", "circular")

@@ -12,10 +12,10 @@ from front import Lambda, assert_exact, bn, hostile, image, normal_form, operati
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from rmfx.aliasing import resolve_in_place
 from rmfx.errors import NormalFormError
-from rmfx.opnames import FRESH, NO_OUT_OF_PLACE, out_of_place
-from rmfx.trace import trace
+from rmfx.front.aliasing import resolve_in_place
+from rmfx.front.opnames import FRESH, NO_OUT_OF_PLACE, out_of_place
+from rmfx.front.trace import trace
 
 
 def conv() -> nn.Conv2d:

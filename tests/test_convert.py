@@ -14,8 +14,8 @@ from oracle import assert_equal_exactly, assert_equivalent, assert_equivalent_on
 from torch import Tensor, fx, nn
 
 import rmfx
+from rmfx.front.normal import check_normal
 from rmfx.hostile import randomise
-from rmfx.normal import check_normal
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -15,8 +15,8 @@ import torch
 from rmfx import demo
 from rmfx.cli.demo import _verdict
 from rmfx.demo import DemoResult
+from rmfx.deploy.latency import Comparison, compare
 from rmfx.errors import RuntimeUnavailableError, VerificationError
-from rmfx.latency import Comparison, compare
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
-from rmfx import doctor, providers
+from rmfx import doctor
+from rmfx.deploy import providers
+from rmfx.deploy.providers import Provider
 from rmfx.doctor import Finding, diagnose
-from rmfx.providers import Provider
 
 ALL = dict.fromkeys(doctor.PURPOSES, "1.0") | {"onnxruntime-gpu": None}
 CPU = (Provider("CPUExecutionProvider", True),)

@@ -8,11 +8,11 @@ from front import Lambda, normal_form, operations
 from nets import conv
 from torch import fx, nn
 
-from rmfx.affine import Affine, dirac
-from rmfx.editor import Editor, meta_layer
-from rmfx.facts import annotate
-from rmfx.grid import Grid
-from rmfx.linear import affine_of
+from rmfx.algebra.affine import Affine, dirac
+from rmfx.algebra.grid import Grid
+from rmfx.graph.editor import Editor, meta_layer
+from rmfx.graph.facts import annotate
+from rmfx.graph.linear import affine_of
 
 
 def prepared(sized: bool = True) -> tuple[fx.GraphModule, dict[str, fx.Node]]:

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 
 import rmfx
-from rmfx import onnx_check, runtime
+from rmfx.deploy import onnx_check, runtime
+from rmfx.deploy.export import export
 from rmfx.errors import ExportError, RmfxError, RuntimeUnavailableError, UnsupportedModelError
-from rmfx.export import export
+from rmfx.front.tracer import Tracer
 from rmfx.hostile import randomise
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation
-from rmfx.tracer import Tracer
 
-export_module = importlib.import_module("rmfx.export")  # `rmfx.export` is the function
+export_module = importlib.import_module("rmfx.deploy.export")  # `rmfx.export` is the function
 
 
 class Mixed(nn.Module):

@@ -14,11 +14,11 @@ from test_affine import signal
 from test_pointwise import FLOAT64, INF, clamp, norm, prelu, samples
 from torch import Tensor, fx, nn
 
-from rmfx.facts import annotate, channels_of, is_sum, module_of, module_range, range_of, shape_of
+from rmfx.algebra.pointwise import EVERYTHING, Range, image
+from rmfx.front.trace import trace
+from rmfx.graph.facts import annotate, channels_of, is_sum, module_of, module_range, range_of, shape_of
 from rmfx.modules import ChannelAffine, MaskedActivation, SizeGuard
 from rmfx.passes.normalise import normalise
-from rmfx.pointwise import EVERYTHING, Range, image
-from rmfx.trace import trace
 
 BOUNDS = (-INF, -60.0, -8.0, -3.0, -1.5, -0.4, 0.0, 0.25, 1.0, 2.9, 3.0, 6.0, 6.5, 45.0, INF)
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_affine import MODES, axes, axis_of, layer, map_of, run_affine, same_map, signal, smallest
 from torch import Tensor, nn
 
-from rmfx import grid as grids
-from rmfx.affine import add, compose, scaled
+from rmfx.algebra import grid as grids
+from rmfx.algebra.affine import add, compose, scaled
+from rmfx.algebra.grid import Axis, Embedding, Grid, align, compose_grids, layer_grid
+from rmfx.algebra.stacking import Block, stack
 from rmfx.errors import InexactError
-from rmfx.grid import Axis, Embedding, Grid, align, compose_grids, layer_grid
-from rmfx.stacking import Block, stack
 
 LOOSE = st.builds(  # any borders, as compositions and padding="same" have them
     Axis, st.integers(1, 4), st.just(1), st.integers(1, 3), st.integers(0, 4), st.integers(0, 4)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from test_affine import axis_of, layer, map_of, run_affine, signal
 from torch import Tensor
 
-from rmfx import grouping
-from rmfx.affine import Affine, dirac
-from rmfx.grid import Grid, align
-from rmfx.grouping import Form, Layout, LinearStep, Spread, build, choose_forms, dirac_taps
+from rmfx.algebra.affine import Affine, dirac
+from rmfx.algebra.grid import Grid, align
+from rmfx.layout import grouping
+from rmfx.layout.grouping import Form, Layout, LinearStep, Spread, build, choose_forms, dirac_taps
 
 Blocks = dict[tuple[int, int], Affine]
 

@@ -19,9 +19,9 @@ EVERYTHING = sorted({*SOURCES, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchma
 MAX_LINES = 300
 
 # The algebra is tensor functions only, so that property tests reach all of it without a graph.
-ALGEBRA = {"affine", "grid", "kernels", "pointwise"}
+ALGEBRA = {"algebra"}
 # The library itself must not need the command line, nor what only serves it.
-OUTER = {"cli", "demo", "doctor", "latency", "vision", "weights", "zoo"}
+OUTER = {"cli", "demo", "doctor", "vision", "weights", "zoo"}
 OPTIONAL_PACKAGES = {"onnxruntime", "sklearn", "timm", "torchvision"}
 
 

@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 from test_affine import axis_of, integers, layer, map_of, run_affine, signal
 from torch import Tensor, nn
 
-from rmfx.affine import average_pool, compose, dirac, from_tensors, per_channel
-from rmfx.grid import Grid
-from rmfx.kernels import compose_bias, compose_weights, norm_scale_shift, place_block, regroup, scale_rows, spread
-from rmfx.stacking import Block, stack
+from rmfx.algebra.affine import average_pool, compose, dirac, from_tensors, per_channel
+from rmfx.algebra.grid import Grid
+from rmfx.algebra.kernels import (
+    compose_bias,
+    compose_weights,
+    norm_scale_shift,
+    place_block,
+    regroup,
+    scale_rows,
+    spread,
+)
+from rmfx.algebra.stacking import Block, stack
 
 KERNELS = st.lists(st.integers(1, 3), max_size=3)
 

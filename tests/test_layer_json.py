@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rmfx import layer_json, vocabulary
 from rmfx.errors import FileFormatError
-from rmfx.layer_json import decode_layer, encode_layer
+from rmfx.files import layer_json, vocabulary
+from rmfx.files.layer_json import decode_layer, encode_layer
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
 
 MASK = torch.tensor([True, False, True])

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from test_affine import CONVS, MODES, axes, axis_of, integers, layer, map_of, run_affine, signal, smallest
 from torch import Tensor, fx, nn
 
-from rmfx.affine import Affine, compose, dirac, from_tensors
-from rmfx.editor import meta_layer
-from rmfx.emit import Storage, _fill
+from rmfx.algebra.affine import Affine, compose, dirac, from_tensors
+from rmfx.algebra.grid import Axis, Grid
 from rmfx.errors import InexactError
-from rmfx.facts import annotate
-from rmfx.grid import Axis, Grid
-from rmfx.linear import affine_of, dims_of, is_linear, mixes
+from rmfx.front.trace import trace
+from rmfx.graph.editor import meta_layer
+from rmfx.graph.emit import Storage, _fill
+from rmfx.graph.facts import annotate
+from rmfx.graph.linear import affine_of, dims_of, is_linear, mixes
 from rmfx.modules import ChannelAffine
 from rmfx.passes.normalise import normalise
-from rmfx.trace import trace
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from rmfx.errors import NormalFormError
-from rmfx.normal import PLAIN, check_normal
+from rmfx.front.normal import PLAIN, check_normal
+from rmfx.front.trace import trace
 from rmfx.passes.normalise import normalise
-from rmfx.trace import trace
 
 
 def conv(c_in: int = 4, c_out: int = 4) -> nn.Conv2d:

@@ -10,16 +10,16 @@ from front import normal_form, operations
 from nets import build
 from torch import fx, nn
 
-from rmfx.editor import Editor
 from rmfx.errors import NormalFormError
-from rmfx.facts import annotate
+from rmfx.graph.editor import Editor
+from rmfx.graph.facts import annotate
+from rmfx.graph.pipeline import run_passes
+from rmfx.graph.rewriter import sweep, want_all
+from rmfx.graph.rule import PassResult, Price, Refusal, Rule
 from rmfx.passes import inference_passes, training_passes
 from rmfx.passes.fold_norm import FoldNorm
 from rmfx.passes.merge_branches import MergeBranches
 from rmfx.passes.remove_residual import RemoveResidual
-from rmfx.pipeline import run_passes
-from rmfx.rewriter import sweep, want_all
-from rmfx.rule import PassResult, Price, Refusal, Rule
 
 
 def prepared(name: str = "basic_chain") -> fx.GraphModule:

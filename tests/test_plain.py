@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import rmfx
+from rmfx.algebra.pointwise import POINTWISE
+from rmfx.check.plain import count_joins, count_onnx_joins, to_sequential
 from rmfx.errors import ExportError, FileFormatError, NotPlainError
+from rmfx.front.tracer import Tracer
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
-from rmfx.plain import count_joins, count_onnx_joins, to_sequential
-from rmfx.pointwise import POINTWISE
-from rmfx.tracer import Tracer
 
 MASK = torch.tensor([True, False, True])
 

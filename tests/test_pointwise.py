@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from test_affine import signal
 from torch import Tensor, nn
 
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, along_channels
-from rmfx.pointwise import (
+from rmfx.algebra.pointwise import (
     CARRIED,
     POINTWISE,
     Part,
@@ -30,6 +29,7 @@ from rmfx.pointwise import (
     same_function,
     split_constant,
 )
+from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, along_channels
 
 INF = math.inf
 FLOAT64 = torch.float64

@@ -12,8 +12,8 @@ from random_nets import network
 from torch import Tensor, nn
 
 import rmfx
+from rmfx.front.normal import check_normal
 from rmfx.hostile import randomise
-from rmfx.normal import check_normal
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

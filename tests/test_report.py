@@ -233,7 +233,7 @@ def test_explain_with_size_conditions() -> None:
 
 
 def test_explain_computes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rmfx import kernels
+    from rmfx.algebra import kernels
 
     def touched(*_: object) -> None:
         raise AssertionError("a weight was computed")

@@ -14,8 +14,8 @@ from oracle import assert_equivalent
 from torch import Tensor, fx, nn
 
 import rmfx
+from rmfx.front.normal import check_normal
 from rmfx.hostile import randomise
-from rmfx.normal import check_normal
 
 HALVES = (torch.float16, torch.bfloat16)
 WITH_INPUTS = pytest.mark.parametrize("sized", [False, True], ids=["no example", "example"])

@@ -14,9 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from rmfx import runtime
+from rmfx.deploy import runtime
+from rmfx.deploy.providers import Provider
 from rmfx.errors import RmfxError, RuntimeUnavailableError
-from rmfx.providers import Provider
 
 
 def two_inputs(operation: str = "Sub", element: int = TensorProto.FLOAT) -> bytes:

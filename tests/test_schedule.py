@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmfx.schedule import Kind, Step, schedules
+from rmfx.layout.schedule import Kind, Step, schedules
 
 LETTERS: dict[str, Kind] = {"L": "linear", "P": "pointwise"}
 KINDS = st.text("LP", max_size=4)

@@ -21,12 +21,12 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 import rmfx
-from rmfx import archive
 from rmfx.errors import FileFormatError
+from rmfx.files import archive
+from rmfx.files.serialise import load, save
+from rmfx.front.tracer import Tracer
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
 from rmfx.report import META_KEY, Entry, Report, Totals
-from rmfx.serialise import load, save
-from rmfx.tracer import Tracer
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Pair = namedtuple("Pair", "first second")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from rmfx.errors import UnsupportedModelError
-from rmfx.trace import trace
+from rmfx.front.trace import trace
 
 
 def conv() -> nn.Conv2d:

@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from rmfx.errors import TraceError, UnsupportedModelError
+from rmfx.front.trace import structural_copy, trace
+from rmfx.front.tracer import location
 from rmfx.modules import ChannelAffine
-from rmfx.trace import structural_copy, trace
-from rmfx.tracer import location
 
 
 def conv() -> nn.Conv2d:

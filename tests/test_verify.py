@@ -12,7 +12,8 @@ from nets import NETS, build, conv
 from torch import Tensor, fx, nn
 
 import rmfx
-from rmfx import RmfxError, UnsupportedModelError, Verification, VerificationError, kernels
+from rmfx import RmfxError, UnsupportedModelError, Verification, VerificationError
+from rmfx.algebra import kernels
 from rmfx.hostile import randomise
 
 

@@ -12,7 +12,7 @@ import typer
 
 from rmfx import demo as library
 from rmfx.cli import console, options
-from rmfx.latency import Comparison
+from rmfx.deploy.latency import Comparison
 
 _WHY = """\
 The plain network does more arithmetic: a carried copy of each block's input passes through its convolutions.

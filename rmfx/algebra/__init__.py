@@ -1,0 +1,1 @@
+"""Linear maps and pointwise functions as values: pure tensor algebra, no graphs."""

@@ -1,0 +1,1 @@
+"""Is it equal, and is it plain: verification, comparison, counting of joins."""

@@ -1,0 +1,149 @@
+"""Write a network as ONNX, and publish the file only after it was run and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from rmfx.deploy import runtime
+from rmfx.deploy.onnx_check import check_file, outputs_of
+from rmfx.deploy.quiet import quiet
+from rmfx.errors import ExportError, UnsupportedModelError
+from rmfx.files.atomic import replacing
+
+SELF_CONTAINED_LIMIT = 2**31 - 2**26  # a protobuf ends at 2 GiB; 64 MiB are left for the graph itself
+BATCH = "batch"  # the name of the dynamic axis
+_DIFFERS_IN_TRAINING = (_NormBase, _DropoutNd, nn.RReLU)
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+
+
+def export(
+    converted: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    device: str = "cpu",
+    dynamic_batch: bool = True,
+    opset: int | None = None,
+    check: bool = True,
+) -> Path:
+    """Write ``converted`` to an ONNX file that onnxruntime was seen to compute rightly.
+
+    The file is made beside ``path`` under another name, checked by ``onnx.checker``, run by onnxruntime with its graph
+    optimiser off and on, at batch 1 and 3, on inputs of both signs far beyond 6, and compared with torch and a float64
+    truth (:mod:`rmfx.deploy.onnx_check`). Only then does it replace what is at ``path``.
+
+    Args:
+        converted: any module in eval mode, usually the result of ``rmfx.convert``; not changed.
+        path: the file to write; its folder must exist.
+        example_inputs: a tensor or a sequence of positional tensors, on the device of ``converted``.
+        device: where onnxruntime runs the check: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        dynamic_batch: leave axis 0 free in every input that has there the same size as the first input.
+        opset: ONNX opset version; ``None`` for the default of torch.
+        check: run and compare the file. Without it, the file is only validated.
+
+    Returns:
+        ``path``: one self-contained file; beyond 2 GB the weights lie beside it in ``<name>.data``.
+
+    Raises:
+        UnsupportedModelError: when ``converted`` is in training mode or no module.
+        ExportError: when the path cannot be written, the network cannot be exported, or the file is invalid or
+            computes something else. No file is left behind, and an old one stays.
+        RuntimeUnavailableError: when ``device`` is not active in the installed onnxruntime.
+    """
+    _demand_eval(converted)
+    inputs = _as_tuple(example_inputs)
+    if check:
+        runtime.require(device)
+    batched = [dynamic_batch and value.dim() > 0 and value.shape[0] == inputs[0].shape[0] for value in inputs]
+    with replacing(path, ExportError) as scratch:
+        _demand_runs(converted, inputs)
+        with quiet():
+            _write(converted, scratch, inputs, batched, opset)
+        _validate(scratch, batched, opset)
+        if check:
+            check_file(scratch, converted, inputs, batched, device)
+    return Path(path)
+
+
+def _demand_eval(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"export takes an nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if module.training and (module is model or isinstance(module, _DIFFERS_IN_TRAINING)):
+            where = f"its {name!r} ({type(module).__name__})" if name else "the network"
+            raise UnsupportedModelError(f"{where} is in training mode: call .eval() before exporting")
+
+
+def _as_tuple(example_inputs: object) -> tuple[Tensor, ...]:
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, (tuple, list)) or not inputs or not all(isinstance(value, Tensor) for value in inputs):
+        raise ExportError(
+            f"example_inputs must be a tensor or a sequence of tensors, got {type(example_inputs).__name__}"
+        )
+    if inputs[0].dim() == 0:
+        raise ExportError("the first example input has no dimensions, so there is no batch axis; give a batched tensor")
+    return tuple(inputs)
+
+
+def _demand_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    try:
+        outputs_of(model, inputs)
+    except Exception as problem:  # the user's network may raise anything
+        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+        raise ExportError(f"the network does not run on the example inputs of shape {shapes}: {problem}") from problem
+
+
+def _write(
+    model: nn.Module, path: Path, inputs: tuple[Tensor, ...], batched: Sequence[bool], opset: int | None
+) -> None:
+    shapes = tuple({0: BATCH} if moving else None for moving in batched) if any(batched) else None
+    try:
+        program = torch.onnx.export(
+            model, inputs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, optimize=True
+        )
+        assert program is not None  # it is None only for the exporter before dynamo
+        for node in program.model.graph:
+            node.metadata_props.pop(_STACK_TRACE, None)  # paths on the machine of whoever exported
+        program.save(path, external_data=_size(model) > SELF_CONTAINED_LIMIT)
+    except OSError:
+        raise  # a full disk is told by the caller
+    except Exception as problem:  # torch.onnx wraps what its stages raise in many classes
+        advice = "; dynamic_batch=False fixes the batch size of the example inputs" if any(batched) else ""
+        raise ExportError(f"torch.onnx cannot export this network: {_root(problem)}{advice}") from problem
+
+
+def _root(problem: BaseException) -> str:
+    """The message of the innermost cause: what went wrong, without the exporter's advice on its stages."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return " ".join(str(problem).split())[:600] or type(problem).__name__
+
+
+def _size(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _validate(path: Path, batched: Sequence[bool], opset: int | None) -> None:
+    """Raise unless the file is valid ONNX of the wanted opset, with the wanted free axes."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise ExportError(f"torch.onnx wrote an invalid file: {problem}") from problem
+    model = onnx.load(str(path), load_external_data=False)
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if opset is not None and versions != [opset]:
+        raise ExportError(f"torch.onnx wrote opset {versions} instead of {opset}: it cannot express this network there")
+    for entry, moving in zip(model.graph.input, batched, strict=True):
+        if moving and not entry.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError(
+                f"the batch size of input {entry.name!r} was fixed while exporting: the network depends on it. "
+                "dynamic_batch=False accepts that"
+            )

@@ -1,0 +1,193 @@
+"""Prove that an ONNX file computes what a torch module computes: run both, against a float64 truth.
+
+For each trial input there are three results: ``truth``, the module in float64; ``torch``, the module in its own dtype;
+``onnx``, the file in onnxruntime. Neither of the last two is right by itself: both round. So the file passes when
+
+    |onnx - truth|  <=  NOISE_FACTOR * |torch - truth|  +  FLOOR[dtype] * max|truth|
+
+for the largest error of each output: onnxruntime may round in another order, but may not be far worse than torch. The
+rule needs no tolerance that fits all depths, since a deep network shows by itself how much it amplifies rounding. Where
+that is more than ``NOISE_LIMIT[dtype]`` of the largest output, the rule would prove nothing, and the check fails.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rmfx.deploy import runtime
+from rmfx.errors import ExportError, RmfxError, RuntimeUnavailableError
+
+# A maximum over many outputs differs by small factors between two orders of summation; a wrong graph by orders of
+# magnitude.
+NOISE_FACTOR = 8.0
+# An output of few numbers can be right in torch by luck: then this many units in the last place of the largest number
+# are allowed anyhow. 32 in float32; 4 in the half types, whose units are coarse and whose sums are made in float32.
+# Float64 has no truth above it: 5e4 units are the rounding of sums of some thousand terms through a hundred layers.
+FLOOR = {torch.float64: 1e-11, torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# Float32 that is wrong in the second digit, or a half type that is wrong by a quarter, is noise and no result.
+NOISE_LIMIT = {torch.float64: 1e-2, torch.float32: 1e-2, torch.float16: 0.25, torch.bfloat16: 0.25}
+# Inputs reach far beyond the clamps of ReLU6 and Hardswish; smaller ones only where the dtype overflows.
+AMPLITUDES = (12.0, 3.0, 1.0)
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One input and what the module makes of it, in its own dtype and in float64."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    expected: tuple[Tensor, ...]
+    truth: tuple[Tensor, ...]
+
+
+def check_file(path: Path, module: nn.Module, inputs: Sequence[Tensor], batched: Sequence[bool], device: str) -> None:
+    """Run ``path`` with onnxruntime's graph optimiser off and on, and compare with ``module``.
+
+    Args:
+        path: the ONNX file.
+        module: in eval mode; not changed.
+        inputs: positional example inputs, one trial by themselves; others are drawn like them.
+        batched: which inputs have a dynamic batch axis; those are tried at the batch sizes ``BATCHES``.
+        device: where onnxruntime runs, see :func:`rmfx.deploy.runtime.session`.
+
+    Raises:
+        ExportError: naming the trial, the output, the error and what was allowed.
+        RuntimeUnavailableError: when ``device`` is not active.
+    """
+    module, truth = _on_cpu(module), _in_float64(module)
+    trials = list(_trials(module, truth, tuple(value.detach().cpu() for value in inputs), batched))
+    for optimise in (False, True):
+        how = f"onnxruntime on {device}, optimiser {'on' if optimise else 'off'}"
+        try:
+            session = runtime.session(path, device, optimise)
+            results = [runtime.run(session, trial.inputs) for trial in trials]
+        except RuntimeUnavailableError:
+            raise
+        except RmfxError as problem:
+            raise ExportError(f"{how}: {problem}. check=False writes the file unchecked") from problem
+        for trial, result in zip(trials, results, strict=True):
+            _compare(trial, result, how)
+
+
+def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that ``module`` returns, in the order in which an ONNX file lists them."""
+    with torch.no_grad():
+        return tuple(leaf for leaf in pytree.tree_leaves(module(*inputs)) if isinstance(leaf, Tensor))
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    # The CPU computes in IEEE arithmetic, a GPU by default in TF32: that would widen what is allowed a thousandfold.
+    here = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
+    return module if here else copy.deepcopy(module).cpu()
+
+
+def _in_float64(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).cpu().double()
+
+
+def _trials(
+    module: nn.Module, truth: nn.Module, example: tuple[Tensor, ...], batched: Sequence[bool]
+) -> Iterator[Trial]:
+    first = _trial("the example inputs", module, truth, example)
+    if first is None:
+        raise ExportError("the network's output for the example inputs is not finite, so nothing can be compared")
+    yield first
+    generator = torch.Generator().manual_seed(0)
+    for batch in BATCHES if any(batched) else (None,):
+        yield _hostile(module, truth, example, batched, batch, generator)
+
+
+def _hostile(
+    module: nn.Module,
+    truth: nn.Module,
+    example: tuple[Tensor, ...],
+    batched: Sequence[bool],
+    batch: int | None,
+    generator: torch.Generator,
+) -> Trial:
+    for amplitude in AMPLITUDES:
+        sizes = [batch if moving else None for moving in batched]
+        inputs = tuple(_drawn(value, size, amplitude, generator) for value, size in zip(example, sizes, strict=True))
+        where = "" if batch is None else f" at batch {batch}"
+        trial = _trial(f"random inputs in ±{amplitude:g}{where}", module, truth, inputs)
+        if trial is not None:
+            return trial
+    raise ExportError(f"the network overflows its dtype on inputs in ±{AMPLITUDES[-1]:g}, so nothing can be compared")
+
+
+def _drawn(example: Tensor, batch: int | None, amplitude: float, generator: torch.Generator) -> Tensor:
+    """A tensor like ``example``, with ``batch`` rows if given: signed noise, or for integers the example's own rows."""
+    rows = example if batch is None else example[torch.arange(batch) % len(example)]
+    if not rows.is_floating_point():
+        return rows
+    noise = torch.rand(rows.shape, generator=generator, dtype=torch.float64)
+    return ((2 * noise - 1) * amplitude).to(rows.dtype)
+
+
+def _trial(name: str, module: nn.Module, truth: nn.Module, inputs: tuple[Tensor, ...]) -> Trial | None:
+    """Run both modules; ``None`` when a result is not finite."""
+    expected = outputs_of(module, inputs)
+    try:
+        exact = outputs_of(truth, tuple(value.double() if value.is_floating_point() else value for value in inputs))
+    except RuntimeError as problem:
+        raise ExportError(
+            f"the network does not run in float64, so there is no truth to compare with ({problem}). "
+            "check=False writes the file unchecked"
+        ) from problem
+    finite = all(bool(value.isfinite().all()) for value in (*expected, *exact))
+    return Trial(name, inputs, expected, exact) if finite else None
+
+
+def _compare(trial: Trial, result: list[np.ndarray[Any, Any]], how: str) -> None:
+    if len(result) != len(trial.expected):
+        raise ExportError(f"{how}: the file has {len(result)} outputs, the network {len(trial.expected)}")
+    for index, (array, expected, truth) in enumerate(zip(result, trial.expected, trial.truth, strict=True)):
+        where = f"{how}, {trial.name}, output {index}"
+        value = torch.from_numpy(np.asarray(array))
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            raise ExportError(f"{where}: {_kind(value)} from the file, {_kind(expected)} from the network")
+        if not expected.is_floating_point():
+            _demand_equal(value, expected, where)
+            continue
+        _demand_close(value, expected, truth, where)
+
+
+def _demand_equal(value: Tensor, expected: Tensor, where: str) -> None:
+    if not torch.equal(value, expected):
+        raise ExportError(f"{where}: {int((value != expected).sum())} of {value.numel()} numbers differ")
+
+
+def _demand_close(value: Tensor, expected: Tensor, truth: Tensor, where: str) -> None:
+    if not value.numel():
+        return
+    scale, noise = float(truth.abs().max()), float((expected.double() - truth).abs().max())
+    if noise > NOISE_LIMIT[expected.dtype] * scale:
+        raise ExportError(
+            f"{where}: torch itself is off by {noise:.3g} from float64, where the largest output is {scale:.3g}: in "
+            f"{expected.dtype} this network computes noise. check=False writes the file unchecked"
+        )
+    errors = (value.double() - truth).abs()
+    allowed = NOISE_FACTOR * noise + FLOOR[expected.dtype] * scale
+    if bool((errors <= allowed).all()):
+        return
+    worst = int(errors.nan_to_num(nan=torch.inf).argmax())
+    at = tuple(int(i) for i in np.unravel_index(worst, value.shape))
+    raise ExportError(
+        f"{where}: the file computes {float(value.flatten()[worst]):.9g} at {at}, where float64 gives "
+        f"{float(truth.flatten()[worst]):.9g}; off by {float(errors.flatten()[worst]):.3g}, allowed {allowed:.3g} "
+        f"(largest output {scale:.3g}, torch itself is off by {noise:.3g})"
+    )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

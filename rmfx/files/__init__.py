@@ -1,0 +1,1 @@
+"""Saving and loading: graph as JSON, weights as safetensors, no pickle."""

@@ -1,0 +1,141 @@
+"""What is known of each node before anything is rewritten: shape, value range, channels, readers.
+
+Facts live in ``node.meta`` under ``"shape"`` (``torch.Size``, only where example inputs were given) and
+``"range"`` (an interval that holds every element). :class:`rmfx.graph.editor.Editor` keeps them up to date for the
+nodes it makes, so each is computed once.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from rmfx.algebra.pointwise import EVERYTHING, Range, image, is_pointwise
+from rmfx.modules import DROPOUTS, ChannelAffine, SizeGuard
+
+# Layers whose outputs are convex combinations of inputs (and, where they pad, of zero).
+_KEEPING = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ChannelShuffle,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    SizeGuard,
+    *DROPOUTS,
+)
+_KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+
+
+def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None:
+    """Fill ``"shape"`` (given ``example_inputs``) and ``"range"`` for every node; runs nothing for real."""
+    if example_inputs is not None:
+        with torch.no_grad():
+            FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
+    for node in gm.graph.nodes:
+        value = node.meta.pop("val", None)
+        if isinstance(value, torch.Tensor):
+            node.meta["shape"] = value.shape
+        node.meta["range"] = _range(gm, node)
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The node's shape for the example inputs, or ``None`` where none were given or it is no tensor."""
+    return node.meta.get("shape")
+
+
+def rank_of(node: fx.Node) -> int | None:
+    """Number of dimensions of the node's value, or ``None`` where neither example inputs nor layers tell."""
+    shape = shape_of(node)
+    return node.meta.get("rank") if shape is None else len(shape)
+
+
+def range_of(node: fx.Node) -> Range:
+    """An interval that holds every element of the node's value."""
+    return node.meta.get("range", EVERYTHING)
+
+
+def module_of(node: fx.Node) -> nn.Module | None:
+    """The module that a ``call_module`` node calls, else ``None``."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner.get_submodule(str(node.target))
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether the node is a sum of two tensors in normal form (sizes may be added up too)."""
+    return node.op == "call_function" and node.target is operator.add and not node.meta.get("plain_value", False)
+
+
+def is_dropout(node: fx.Node) -> bool:
+    """Whether the node calls a dropout layer (there are some in networks that will train only)."""
+    return isinstance(module_of(node), DROPOUTS)
+
+
+def channels_of(node: fx.Node, dims: int) -> int | None:
+    """Channels of the node's value (last axis for 0 spatial ``dims``), or ``None`` where nothing tells."""
+    shape = shape_of(node)
+    if shape is not None and len(shape) >= 2:
+        return shape[1] if dims else shape[-1]
+    module = module_of(node)
+    width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+    width = width or getattr(module, "num_features", None)
+    if isinstance(width, int):
+        return width
+    keeps = is_sum(node) or (module is not None and (is_pointwise(module) or isinstance(module, _PER_CHANNEL)))
+    return channels_of(node.all_input_nodes[0], dims) if keeps and node.all_input_nodes else None
+
+
+_PER_CHANNEL = (ChannelAffine, SizeGuard, *DROPOUTS, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_KEEPING_WITH_ZERO)
+
+
+def _range(gm: fx.GraphModule, node: fx.Node) -> Range:
+    if is_sum(node):
+        first, second = (range_of(arg) if isinstance(arg, fx.Node) else EVERYTHING for arg in node.args)
+        return first[0] + second[0], first[1] + second[1]
+    if node.target is torch.cat:
+        ranges = [range_of(parent) for parent in node.all_input_nodes]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+    if node.op == "call_module" and len(node.all_input_nodes) == 1:
+        return module_range(gm.get_submodule(str(node.target)), range_of(node.all_input_nodes[0]))
+    return EVERYTHING
+
+
+def module_range(module: nn.Module, values: Range) -> Range:
+    """An interval that holds ``module(x)`` for ``x`` within ``values``."""
+    low, high = values
+    if is_pointwise(module):
+        return image(module, values)
+    if isinstance(module, _KEEPING):
+        return values
+    if isinstance(module, _KEEPING_WITH_ZERO) and getattr(module, "divisor_override", None) is None:
+        return min(low, 0.0), max(high, 0.0)
+    if isinstance(module, ChannelAffine) and _is_plain_factor(module):
+        factor = float(module.weight)
+        ends = sorted((low * factor, high * factor)) if factor else [0.0, 0.0]
+        return ends[0], ends[1]
+    return EVERYTHING
+
+
+def _is_plain_factor(module: ChannelAffine) -> bool:
+    return module.weight.dim() == 0 and module.bias is None and not module.weight.is_meta

@@ -1,0 +1,160 @@
+"""Reads the linear maps of the algebra off the layers of a graph in normal form."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, fx, nn
+
+from rmfx.algebra import kernels
+from rmfx.algebra.affine import Affine, average_pool, from_tensors, per_channel
+from rmfx.algebra.grid import Axis, Grid
+from rmfx.algebra.pointwise import NORMS
+from rmfx.errors import InexactError
+from rmfx.graph.facts import channels_of, is_sum, module_of, shape_of
+from rmfx.modules import ChannelAffine
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+MIXING = (*CONVS, nn.Linear)  # layers that mix channels
+PER_CHANNEL = (*NORMS, ChannelAffine)  # layers that scale and shift each channel
+LINEAR = (*MIXING, *PER_CHANNEL, *POOLS)
+
+
+def is_linear(node: fx.Node) -> bool:
+    """Whether the node calls a layer that may be a linear map (:func:`affine_of` decides)."""
+    return type(module_of(node)) in LINEAR
+
+
+def mixes(node: fx.Node) -> bool:
+    """Whether the node calls a convolution or a linear layer."""
+    return type(module_of(node)) in MIXING
+
+
+def is_term_factor(node: fx.Node) -> bool:
+    """Whether the node is the factor of a term of a sum: ``x - y`` is ``x + (-1) * y``, and may have to stay that."""
+    module = module_of(node)
+    scalar = isinstance(module, ChannelAffine) and module.weight.dim() == 0 and module.bias is None
+    return scalar and any(is_sum(user) for user in node.users)
+
+
+def dims_of(node: fx.Node) -> int | None:
+    """Spatial dimensions of a linear layer: 0 for Linear, 1 to 3 for ConvNd; ``None`` where it does not tell."""
+    module = module_of(node)
+    if isinstance(module, nn.Linear):
+        return 0
+    for family in (CONVS, POOLS, NORMS):
+        if type(module) in family and type(module) is not nn.BatchNorm1d:
+            return family.index(type(module)) + 1
+    shape = shape_of(node)
+    return 1 if type(module) is nn.BatchNorm1d and shape is not None and len(shape) == 3 else None
+
+
+def affine_of(node: fx.Node, dims: int) -> Affine:
+    """The linear map that ``node`` applies to its input, among layers of ``dims`` spatial dimensions.
+
+    Raises:
+        InexactError: when the layer is not a fixed linear map per position, saying why.
+    """
+    if "affine" in node.meta:  # a layer that a pass has made: its weights are not computed yet
+        return node.meta["affine"]
+    module = module_of(node)
+    own = dims_of(node)
+    if own is not None and own != dims and not isinstance(module, nn.BatchNorm1d):
+        raise InexactError(f"{node.name} has {own} spatial dimensions among layers of {dims}")
+    if isinstance(module, CONVS):
+        return _conv(node, module)
+    if isinstance(module, nn.Linear):
+        return from_tensors(module.weight, module.bias, Grid(), sources=_sources(node, module))
+    if isinstance(module, NORMS):
+        return _norm(node, module, dims)
+    if isinstance(module, ChannelAffine):
+        return _channel_affine(node, module, dims)
+    if isinstance(module, POOLS):
+        return _pool(node, module, dims)
+    raise InexactError(f"{node.name} is not a linear layer")
+
+
+def _sources(node: fx.Node, module: nn.Module) -> frozenset[str]:
+    return frozenset(f"{node.target}.{name}" for name in module.state_dict() if name != "num_batches_tracked")
+
+
+def _conv(node: fx.Node, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Affine:
+    spans = zip(module.kernel_size, module.stride, module.dilation, _conv_padding(module), strict=True)
+    grid = Grid(tuple(Axis(k, s, d, before, after) for k, s, d, (before, after) in spans), module.padding_mode)
+    if not grid.padded:
+        grid = Grid(grid.axes)  # a mode that pads nothing is no mode
+    return from_tensors(module.weight, module.bias, grid, module.groups, _sources(node, module))
+
+
+def _conv_padding(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
+    if module.padding == "valid":
+        return [(0, 0)] * len(module.kernel_size)
+    if module.padding == "same":
+        totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(p), int(p)) for p in module.padding]
+
+
+def norm_obstacle(module: nn.Module) -> str | None:
+    """Why a batch norm is not a fixed affine map, or ``None`` when it is one."""
+    if getattr(module, "running_mean", None) is None or getattr(module, "running_var", None) is None:
+        return "batch norm without running statistics normalises by the statistics of each batch"
+    return None
+
+
+def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, dims: int) -> Affine:
+    if reason := norm_obstacle(module):
+        raise InexactError(reason)
+    shape = shape_of(node)
+    if shape is None and dims == 0:
+        raise InexactError(
+            "whether BatchNorm1d normalises features or positions depends on the input's rank: pass example_inputs"
+        )
+    if shape is not None and len(shape) != dims + 2:
+        raise InexactError(f"{node.name} normalises dimension 1 of a {len(shape)}-dimensional tensor: not its channels")
+    mean, var, weight, bias, eps = module.running_mean, module.running_var, module.weight, module.bias, module.eps
+    assert mean is not None and var is not None
+
+    def scale_shift() -> tuple[Tensor, Tensor]:
+        scale, offset = (None if t is None else _float64(t) for t in (weight, bias))
+        return kernels.norm_scale_shift(_float64(mean), _float64(var), eps, scale, offset)
+
+    return per_channel(scale_shift, module.num_features, dims, True, _sources(node, module))
+
+
+def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int) -> Affine:
+    channels = channels_of(node, dims)
+    if channels is None:
+        raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
+    if module.weight.dim() and module.axis != (1 if dims else -1):
+        raise InexactError(f"{node.name} scales another axis than the channels")
+
+    weight, bias = module.weight, module.bias
+
+    def scale_shift() -> tuple[Tensor, Tensor | None]:
+        return _float64(weight).expand(channels), None if bias is None else _float64(bias).expand(channels)
+
+    return per_channel(scale_shift, channels, dims, bias is not None, _sources(node, module))
+
+
+def _pool(node: fx.Node, module: nn.Module, dims: int) -> Affine:
+    kernel, stride, padding = (_tuple(getattr(module, name), dims) for name in ("kernel_size", "stride", "padding"))
+    override = getattr(module, "divisor_override", None)
+    if any(padding) and not module.count_include_pad and not override:
+        raise InexactError("the divisor of an average pool that does not count its padding varies at the borders")
+    if module.ceil_mode:
+        raise InexactError("an average pool with ceil_mode has another divisor where it hangs over the border")
+    channels = channels_of(node, dims)
+    if channels is None:
+        raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
+    return average_pool(channels, Grid.of(kernel, stride, padding), int(override or prod(kernel)))
+
+
+def _tuple(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value)
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
