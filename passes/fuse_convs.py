@@ -11,7 +11,7 @@ Conditions:
 
 1. ``L1`` has no other reader;
 2. the composition is exact (:func:`rmfx.algebra.affine.compose`);
-3. with ``fuse="cheaper"``, it does not raise MACs; a norm or scale always fuses, it never costs any.
+3. with ``fuse="cheaper"``, it does not raise MACs, nor parameters at equal MACs; a norm or scale always fuses.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
             return Refusal(match.outer, "not asked for: fuse='never'")
         if self.fuse == "cheaper" and price.growth > 1 and not free:
             return Refusal(match.outer, f"one layer would take {price.growth:.2f} times the MACs of the two")
+        if self.fuse == "cheaper" and price.growth == 1 and price.params_after > price.params_before and not free:
+            return Refusal(match.outer, "one layer would take the same MACs and more parameters")
         return FuseConvsPlan(match, composed, price)
 
     def _price(self, match: FuseConvsMatch, composed: Affine, dims: int) -> Price:
