@@ -77,9 +77,10 @@ class MergeBranches(Rule[Region, JoinPlan]):
 
 def _one_map(chain: Chain, region: Region, dims: int) -> Affine:
     """Condition 2."""
-    layers = composed(read_chain(chain, dims))
+    channels = fork_value(region, dims).channels
+    layers = composed(read_chain(chain, channels, dims))
     if not layers:
-        return dirac(fork_value(region, dims).channels, Grid.sampling([1] * dims))
+        return dirac(channels, Grid.sampling([1] * dims))
     if len(layers) > 1:
         raise InexactError(f"the chain to {chain[-1].name} does not compose: it pads between its layers")
     assert isinstance(layers[0].map, Affine)

@@ -74,15 +74,16 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
         return join_plan(match, solution, dims)
 
     def _solve(self, region: Region, dims: int) -> Solution:
-        branch = read_chain(region.branch, dims, self.keep_norms)
-        shortcut = read_chain(region.shortcut, dims, self.keep_norms)
+        fork = fork_value(region, dims)
+        branch = read_chain(region.branch, fork.channels, dims, self.keep_norms)
+        shortcut = read_chain(region.shortcut, fork.channels, dims, self.keep_norms)
         # counted from the end, channels are found with and without a batch dimension; PReLU must be sure of it
         axis = 1 if dims and rank_of(region.fork) == dims + 2 else -dims - 1
         solutions = []
         reason: InexactError | None = None
         for variant in dict.fromkeys((composed(shortcut), shortcut)):
             chains = (branch, variant)
-            problem = Problem(fork_value(region, dims), chains, dims, self.carrier, self.downsample, axis)
+            problem = Problem(fork, chains, dims, self.carrier, self.downsample, axis)
             try:
                 solutions.append(solve(problem))
             except InexactError as error:

@@ -216,3 +216,10 @@ def test_sums_of_sizes_are_no_residual_sums() -> None:
 def test_a_lone_layer() -> None:
     converted = rmfx.convert(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 5, 5))
     assert operations(converted) == ["Conv2d"]
+
+
+def test_the_branch_tells_the_channels_of_a_scaled_shortcut() -> None:
+    model = Lambda(lambda m, x: 0.3 * x + m.b(m.a(x).relu()), a=conv(4, 6), b=conv(6, 4)).double().eval()
+    converted = rmfx.convert(model)
+    assert rmfx.report(converted).count("removed") == 1
+    assert_equivalent(model, converted, hostile(2, 4, 7, 8))

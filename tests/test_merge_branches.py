@@ -140,8 +140,8 @@ REFUSES = {
         sized=True,
     ),
     "a pool of unknown channels": Case(
-        two(nn.Sequential(nn.AvgPool2d(3, 1, 1), conv(4, 4, 1)), nn.Identity()),
-        reason="the number of channels at branches_0_0 is unknown: pass example_inputs",
+        two(nn.AvgPool2d(3, 1, 1), nn.Identity()),
+        reason="the number of channels at x is unknown: pass example_inputs",
     ),
     "nothing that tells the dimensions": Case(
         lambda: Lambda(lambda m, x: (lambda y: y + 0.5 * y)(m.pool(m.conv(x))), conv=conv(4, 4), pool=nn.MaxPool2d(2)),

@@ -621,3 +621,10 @@ def test_random_changes_never_break_out(tmp_path: Path, monkeypatch: pytest.Monk
             outcomes["refused"] += 1
     assert sum(outcomes.values()) == 300 and outcomes["refused"] > 200
     assert os.listdir(tmp_path) == ["net.rmfx"]
+
+
+def test_a_saved_file_is_as_readable_as_any_new_one(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    network, _ = everything()
+    assert save(network, tmp_path / "net.rmfx").stat().st_mode == ordinary.stat().st_mode

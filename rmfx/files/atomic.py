@@ -69,10 +69,14 @@ def _scratch_folder(target: Path, error: type[RmfxError]) -> Path:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Flush every file to the disk, then move them, ``target`` last."""
+    """Flush every file to the disk, then move them, ``target`` last; they are as readable as any new file here."""
     written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+    ordinary = folder / ".ordinary"
+    ordinary.touch()
     for file in written:
+        file.chmod(ordinary.stat().st_mode)
         _flush(file)
+    ordinary.unlink()
     for file in written:
         os.replace(file, target.with_name(file.name))
 

@@ -51,8 +51,11 @@ def dims_of(node: fx.Node) -> int | None:
     return 1 if type(module) is nn.BatchNorm1d and shape is not None and len(shape) == 3 else None
 
 
-def affine_of(node: fx.Node, dims: int) -> Affine:
+def affine_of(node: fx.Node, dims: int, channels: int | None = None) -> Affine:
     """The linear map that ``node`` applies to its input, among layers of ``dims`` spatial dimensions.
+
+    Args:
+        channels: of the input, where the caller knows it and the graph may not.
 
     Raises:
         InexactError: when the layer is not a fixed linear map per position, saying why.
@@ -70,9 +73,9 @@ def affine_of(node: fx.Node, dims: int) -> Affine:
     if isinstance(module, NORMS):
         return _norm(node, module, dims)
     if isinstance(module, ChannelAffine):
-        return _channel_affine(node, module, dims)
+        return _channel_affine(node, module, dims, channels)
     if isinstance(module, POOLS):
-        return _pool(node, module, dims)
+        return _pool(node, module, dims, channels)
     raise InexactError(f"{node.name} is not a linear layer")
 
 
@@ -124,8 +127,8 @@ def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3
     return per_channel(scale_shift, module.num_features, dims, True, _sources(node, module))
 
 
-def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int) -> Affine:
-    channels = channels_of(node, dims)
+def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: int | None) -> Affine:
+    channels = channels or channels_of(node, dims)
     if channels is None:
         raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
     if module.weight.dim() and module.axis != (1 if dims else -1):
@@ -139,14 +142,14 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int) -> Affine:
     return per_channel(scale_shift, channels, dims, bias is not None, _sources(node, module))
 
 
-def _pool(node: fx.Node, module: nn.Module, dims: int) -> Affine:
+def _pool(node: fx.Node, module: nn.Module, dims: int, channels: int | None) -> Affine:
     kernel, stride, padding = (_tuple(getattr(module, name), dims) for name in ("kernel_size", "stride", "padding"))
     override = getattr(module, "divisor_override", None)
     if any(padding) and not module.count_include_pad and not override:
         raise InexactError("the divisor of an average pool that does not count its padding varies at the borders")
     if module.ceil_mode:
         raise InexactError("an average pool with ceil_mode has another divisor where it hangs over the border")
-    channels = channels_of(node, dims)
+    channels = channels or channels_of(node, dims)
     if channels is None:
         raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
     return average_pool(channels, Grid.of(kernel, stride, padding), int(override or prod(kernel)))

@@ -75,34 +75,32 @@ def check_operands(region: Region) -> str | None:
     return None
 
 
-def value_of(node: fx.Node, dims: int) -> Value:
-    """A node's value as layouts see it.
-
-    Raises:
-        InexactError: when its number of channels is unknown.
-    """
-    channels, shape = channels_of(node, dims), shape_of(node)
-    if channels is None:
-        raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
+def _value(node: fx.Node, channels: int, dims: int) -> Value:
+    """A node's value as layouts see it."""
+    shape = shape_of(node)
     sizes = None if shape is None else tuple(shape[2:]) if dims else ()
     return Value(channels, range_of(node), sizes)
 
 
 def fork_value(region: Region, dims: int) -> Value:
-    """The fork's value; its channels may be told by the layers that read it."""
-    for chain in (region.branch, region.shortcut):
-        if chain and mixes(chain[0]):
-            channels = affine_of(chain[0], dims).in_channels
-            shape = shape_of(region.fork)
-            sizes = None if shape is None else tuple(shape[2:]) if dims else ()
-            return Value(channels, range_of(region.fork), sizes)
-    return value_of(region.fork, dims)
+    """The fork's value; the first layer of a chain that mixes channels tells how many there are.
+
+    Raises:
+        InexactError: when its number of channels is unknown.
+    """
+    mixing = (next(filter(mixes, chain), None) for chain in (region.branch, region.shortcut))
+    told = [affine_of(node, dims).in_channels for node in mixing if node is not None]
+    channels = told[0] if told else channels_of(region.fork, dims)
+    if channels is None:
+        raise InexactError(f"the number of channels at {region.fork.name} is unknown: pass example_inputs")
+    return _value(region.fork, channels, dims)
 
 
-def read_chain(nodes: Chain, dims: int, keep_norms: bool = False) -> tuple[Layer, ...]:
+def read_chain(nodes: Chain, channels: int, dims: int, keep_norms: bool = False) -> tuple[Layer, ...]:
     """The layers of a chain, with norms and scales composed into a neighbouring map where that is exact.
 
     Args:
+        channels: of the fork that the chain starts from.
         keep_norms: leave batch norms before a nonlinearity in place, as layers of their own.
 
     Dropouts are passed over: they would act on what is carried. The plan notes them.
@@ -113,11 +111,12 @@ def read_chain(nodes: Chain, dims: int, keep_norms: bool = False) -> tuple[Layer
         assert module is not None
         if is_dropout(node):
             continue
-        value = value_of(node, dims)
-        if not is_linear(node):
+        affine = affine_of(node, dims, channels) if is_linear(node) else None
+        channels = channels if affine is None else affine.out_channels
+        value = _value(node, channels, dims)
+        if affine is None:
             layers.append(Layer(str(node.target), module, value))
             continue
-        affine = affine_of(node, dims)
         if keep_norms and isinstance(module, NORMS) and not _only_linear(nodes[index:]):
             layers.append(Layer(str(node.target), module, value))
             continue
