@@ -91,3 +91,15 @@ def bn(channels: int, cls: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
             tensor.copy_(torch.randn(channels, generator=random) * 2)
         norm.running_var.copy_(torch.rand(channels, generator=random) * 3 + 0.2)
     return norm
+
+
+def conv(c_in: int = 4, c_out: int = 4) -> nn.Conv2d:
+    """A size-keeping convolution with a bias."""
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+def layer(gm: fx.GraphModule, cls: type[nn.Module]) -> Any:
+    """The only layer of a class."""
+    found = [module for module in gm.modules() if type(module) is cls]
+    assert len(found) == 1, f"{len(found)} layers are {cls.__name__}"
+    return found[0]

@@ -11,50 +11,7 @@ from rmfx.errors import NormalFormError
 from rmfx.front.aliasing import NO_OPS, is_plain_value, writes_by_name
 from rmfx.front.opnames import is_eval_dropout, is_torch_function
 from rmfx.front.tracer import location
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
-
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ELU,
-    nn.SELU,
-    nn.CELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanhshrink,
-    nn.Hardshrink,
-    nn.Softshrink,
-    nn.LogSigmoid,
-    nn.Threshold,
-)
-_STEMS = (
-    "Conv BatchNorm MaxPool AvgPool AdaptiveMaxPool AdaptiveAvgPool ZeroPad ConstantPad ReflectionPad ReplicationPad"
-)
-PLAIN: tuple[type[nn.Module], ...] = (
-    *ACTIVATIONS,
-    *(getattr(nn, f"{stem}{dims}d") for stem in _STEMS.split() for dims in (1, 2, 3)),
-    nn.Linear,
-    nn.Flatten,
-    nn.Upsample,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ChannelShuffle,
-    ChannelAffine,
-    ChannelClamp,
-    MaskedActivation,
-    SizeGuard,
-)
-"""The layer classes that passes reason about. A layer of any other class is legal and opaque."""
+from rmfx.modules import SizeGuard
 
 
 def check_normal(gm: fx.GraphModule, keep_dropout: bool = False) -> None:
