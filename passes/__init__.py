@@ -6,25 +6,29 @@ one new file and one line here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rmfx.graph.rule import Rule
+from rmfx.passes.drop_dead_channels import DropDeadChannels
 from rmfx.passes.fold_norm import FoldNorm
 from rmfx.passes.fuse_convs import FuseConvs
 from rmfx.passes.merge_branches import MergeBranches
 from rmfx.passes.remove_residual import RemoveResidual
 
 
-def inference_passes(carrier: str, downsample: str, fuse: str) -> tuple[Rule[Any, Any], ...]:
+def inference_passes(removal: RemoveResidual, fuse: str, drop_dead: bool) -> tuple[Rule[Any, Any], ...]:
     """The passes of a conversion for inference, in order."""
     return (
         FoldNorm(),  # first: branches become convs and activations, the only things the others reason about
         MergeBranches(),  # before residuals: a sum inside a branch must be gone for the branch to be a chain
-        RemoveResidual(carrier, downsample),  # the heart; leaves merging convs in front of the next block
+        *(DropDeadChannels(),) * (2 if drop_dead else 0),  # before residuals: what is dead need not be carried;
+        # twice, since a channel may be dead only when a constant one behind it has gone
+        removal,  # the heart; leaves merging convs in front of the next block
         FuseConvs(fuse),  # last: composes what the passes above put next to each other
     )
 
 
-def training_passes(carrier: str, downsample: str) -> tuple[Rule[Any, Any], ...]:
+def training_passes(removal: RemoveResidual) -> tuple[Rule[Any, Any], ...]:
     """The passes of a conversion that keeps batch norms (``keep_bn=True``): nothing that would fold one."""
-    return (RemoveResidual(carrier, downsample, keep_norms=True),)
+    return (replace(removal, keep_norms=True),)

@@ -22,7 +22,7 @@ from torch import fx
 
 from rmfx.algebra.affine import Affine, compose
 from rmfx.errors import InexactError
-from rmfx.graph.cost import chain_cost
+from rmfx.graph.cost import cost_of
 from rmfx.graph.facts import module_of
 from rmfx.graph.linear import PER_CHANNEL, affine_of, dims_of, is_term_factor, mixes
 from rmfx.graph.rule import Price, Refusal, Rule
@@ -81,7 +81,7 @@ class FoldNorm(Rule[FoldNormMatch, FoldNormPlan]):
 
     def price(self, plan: FoldNormPlan) -> Price:
         dims = plan.map.grid.dims
-        macs, params = chain_cost((plan.first, plan.second), dims)
+        macs, params = cost_of((plan.first, plan.second), dims)
         return Price(macs, macs, params, plan.map.parameters)
 
     def rewrite(self, plan: FoldNormPlan, editor: Editor) -> fx.Node:

@@ -10,7 +10,7 @@ scales or average pools that earlier passes had to leave.
 Conditions:
 
 1. ``L1`` has no other reader;
-2. the composition is exact (:func:`rmfx.algebra.affine.compose`);
+2. the composition is exact (:func:`rmfx.algebra.affine.compose`), at every input size;
 3. with ``fuse="cheaper"``, it does not raise MACs, nor parameters at equal MACs; a norm or scale always fuses.
 """
 
@@ -23,8 +23,8 @@ from torch import fx
 
 from rmfx.algebra.affine import Affine, compose
 from rmfx.errors import InexactError
-from rmfx.graph.cost import chain_cost, positions_of
-from rmfx.graph.linear import affine_of, dims_of, is_linear, is_term_factor, mixes
+from rmfx.graph.cost import cost_of, positions_of
+from rmfx.graph.linear import affine_of, dims_of, is_linear, is_term_factor, mixes, size_dependent
 from rmfx.graph.rule import Price, Refusal, Rule
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
             composed = compose(outer, inner)
         except InexactError as error:
             return Refusal(match.outer, str(error))
+        if size_dependent(match.inner) or size_dependent(match.outer):
+            return Refusal(match.outer, "a pool among the two is a fixed map at the example inputs' sizes only")
         price = self._price(match, composed, dims)
         free = outer.diagonal or inner.diagonal
         if self.fuse == "never" and not free:
@@ -82,7 +84,7 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
         return FuseConvsPlan(match, composed, price)
 
     def _price(self, match: FuseConvsMatch, composed: Affine, dims: int) -> Price:
-        macs, params = chain_cost((match.inner, match.outer), dims)
+        macs, params = cost_of((match.inner, match.outer), dims)
         density = 1.0
         for stride in composed.grid.stride:
             density /= stride

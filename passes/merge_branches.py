@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
-from rmfx.algebra.affine import Affine, add, dirac
-from rmfx.algebra.grid import Grid
 from rmfx.errors import InexactError
 from rmfx.graph.facts import shape_of
-from rmfx.graph.region import Chain, Region, find_region, is_residual
+from rmfx.graph.region import Region, find_region, is_residual
 from rmfx.graph.rule import Price, Refusal, Rule
-from rmfx.layout.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
+from rmfx.layout.joins import JoinPlan, carry_out, check_operands, join_plan
+from rmfx.layout.merging import merged
 from rmfx.layout.problem import NewLayer, Solution
+from rmfx.layout.reading import read_region
 
 if TYPE_CHECKING:
     from rmfx.graph.editor import Editor
@@ -55,33 +55,24 @@ class MergeBranches(Rule[Region, JoinPlan]):
         dims = match.dims
         assert dims is not None
         try:
-            branch, shortcut = (_one_map(chain, match, dims) for chain in (match.branch, match.shortcut))
-            merged = add(branch, shortcut)
+            problem = read_region(match, dims, 1)
+            total, same_size = merged(problem)
         except InexactError as error:
             return Refusal(match.join, str(error))
-        sized = branch.grid.excess != shortcut.grid.excess
-        if sized and shape_of(match.join) is None:
+        if not same_size and shape_of(match.join) is None:
             return Refusal(match.join, "the branches have equal sizes at some input sizes only: pass example_inputs")
         shape = shape_of(match.join)
-        positions = prod(shape[2:]) if dims and shape is not None else prod(1 / s for s in merged.grid.stride)
-        layer = NewLayer(merged, str(match.branch[-1].target) if match.branch else None)
-        solution = Solution((layer,), merged.macs_per_position * positions, frozenset(), (), sized)
-        return join_plan(match, solution, dims)
+        positions = prod(shape[2:]) if dims and shape is not None else prod(1 / s for s in total.grid.stride)
+        names = [op.name for op in problem.ops if op.kind == "linear"]
+        layer = NewLayer(total, names[-1] if names else None)
+        solution = Solution((layer,), total.macs_per_position * positions, frozenset(), (), not same_size)
+        try:
+            return join_plan(match, solution, dims)
+        except InexactError as error:
+            return Refusal(match.join, str(error))
 
     def price(self, plan: JoinPlan) -> Price:
         return plan.price
 
     def rewrite(self, plan: JoinPlan, editor: Editor) -> fx.Node:
         return carry_out(plan, editor)
-
-
-def _one_map(chain: Chain, region: Region, dims: int) -> Affine:
-    """Condition 2."""
-    channels = fork_value(region, dims).channels
-    layers = composed(read_chain(chain, channels, dims))
-    if not layers:
-        return dirac(channels, Grid.sampling([1] * dims))
-    if len(layers) > 1:
-        raise InexactError(f"the chain to {chain[-1].name} does not compose: it pads between its layers")
-    assert isinstance(layers[0].map, Affine)
-    return layers[0].map

@@ -2,13 +2,15 @@
 
     y = F.relu_(bn(x)); y += x       =>      bn = bn(x); relu = ReLU(bn); y = operator.add(relu, x)
 
-Each step stands where it does for a reason:
+With example inputs, shapes are found first: ranks are known then, and sizes are seen to agree. Each step stands where
+it does for a reason:
 
 1. in-place operations, before anything is removed: their readers are known only then;
 2. constant expressions, so that computed weights are weights for the steps below;
 3. what does nothing in eval mode, so that the steps below see through it;
-4. functions and methods that are layers, first those that need no ranks, then the ranks that these give, then the rest;
-5. sums, differences and scalings, which need the ranks too;
+4. functions and methods that are layers, those first that need no ranks;
+5. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
+   channel operations, layers that need ranks, sums, products, scalings, and activations that are written out;
 6. one call site per layer, when no step adds calls any more;
 7. dead code, unused layers and weights;
 8. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
@@ -20,42 +22,56 @@ What is not known stays in the graph as it is. Every step is linear in the numbe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
-from rmfx.front.arithmetic import Arithmetic
 from rmfx.front.constants import fold_constants
 from rmfx.front.install import Installer, clone_sharing
-from rmfx.front.kinds import Kind, infer_kinds, parameter_dtype
+from rmfx.front.kind_table import infer_kinds
+from rmfx.front.kinds import Kind
+from rmfx.front.numbers import write_numbers
 from rmfx.front.opnames import is_eval_dropout, is_torch_function, op_name
+from rmfx.front.shapes import find_shapes, forget_dtypes
 from rmfx.front.spelling import spell
+from rmfx.front.sweep import Sweep
 from rmfx.graph.tree import drop_unused
 from rmfx.modules import SizeGuard
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_COPIES = frozenset({"clone", "contiguous"})
+_VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 _ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
 
 
-def normalise(gm: fx.GraphModule, *, keep_dropout: bool = False) -> fx.GraphModule:
+def normalise(
+    gm: fx.GraphModule, *, keep_dropout: bool = False, inputs: tuple[Any, ...] | None = None
+) -> fx.GraphModule:
     """Bring ``gm`` into normal form, in place; returns it.
 
     Args:
         gm: what :func:`rmfx.front.trace.trace` gives. Its layers are changed; tensors that it shares are not.
         keep_dropout: keep dropout layers, for a network that will train (the functional ones cannot be kept).
+        inputs: example inputs in the order of the placeholders; they tell ranks and sizes.
 
     Raises:
         NormalFormError: when an in-place operation cannot be given an out-of-place meaning.
     """
     installer = Installer(gm)
+    if inputs is not None:
+        find_shapes(gm, inputs)
     resolve_in_place(gm)
     fold_constants(gm, installer)
+    _respell_views(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
     _spell(gm, installer)
     _one_call_site_each(gm, installer)
     _drop_dead_code(gm)
     drop_unused(gm)
     _stamp(gm)
+    forget_dtypes(gm)
     gm.graph.lint()
     gm.recompile()
     return gm
@@ -104,11 +120,16 @@ def _is_no_op(gm: fx.GraphModule, node: fx.Node, idle: type[nn.Module] | tuple[t
 
 
 def _is_plain_copy(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node copies a dense tensor: nothing writes any more, so the copy is the tensor."""
-    if op_name(node) != "clone" or node.kwargs or len(node.args) != 1:
-        return False
-    source = node.args[0]
-    return isinstance(source, fx.Node) and (source.op == "call_module" or op_name(source) == "add")
+    """Whether the node copies a value of the network: nothing writes any more, so the copy is the tensor."""
+    source = _source(node)
+    return op_name(node) in _COPIES and source is not None and source.op not in ("placeholder", "get_attr")
+
+
+def _respell_views(gm: fx.GraphModule) -> None:
+    """``x.view(sizes)`` becomes ``x.reshape(sizes)``, which does not care how ``x`` lies in memory."""
+    for node in gm.graph.nodes:
+        if node.op == "call_method" and node.target in _VIEWS and not isinstance(node.args[-1], torch.dtype):
+            node.target = _VIEWS[node.target]
 
 
 # -- 4. and 5. one spelling per operation ------------------------------------------------------------------------------
@@ -117,11 +138,12 @@ def _is_plain_copy(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _spell(gm: fx.GraphModule, installer: Installer) -> None:
     constant = _constant_reader(gm)
     _spell_layers(gm, installer, lambda node: Kind(), constant)
-    kinds = infer_kinds(gm)
-    _spell_layers(gm, installer, kinds.__getitem__, constant)
-    arithmetic = Arithmetic(installer, kinds, constant, parameter_dtype(gm))
+    if write_numbers(gm):  # weights may depend on them
+        fold_constants(gm, installer)
+        _spell_layers(gm, installer, lambda node: Kind(), constant)
+    sweep = Sweep(gm, installer, constant)
     for node in list(gm.graph.nodes):
-        arithmetic.rewrite(node)
+        sweep.visit(node)
 
 
 def _spell_layers(

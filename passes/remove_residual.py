@@ -13,9 +13,13 @@ activation, and nested sums are the same form with other blocks (:mod:`rmfx.layo
 
 Conditions:
 
-1. between fork and sum stand two chains of linear and pointwise layers, each read by the next alone;
-2. the sum does not broadcast;
-3. some schedule of steps satisfies the conditions of :mod:`rmfx.layout.solve`.
+1. between the fork and the join stand linear and pointwise layers, sums, concats, slices, gates and pools, and nothing
+   else reads any of them (:mod:`rmfx.graph.region`);
+2. no sum broadcasts;
+3. some schedule of steps satisfies the conditions of :mod:`rmfx.layout.draft`.
+
+A sum inside of which something is read that only comes together behind it (Res2Net) is removed together with the sum
+or concat where it does.
 """
 
 from __future__ import annotations
@@ -26,13 +30,15 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import fx
 
 from rmfx.algebra.affine import Affine
+from rmfx.algebra.carrier import SHIFT_BITS
 from rmfx.algebra.pointwise import NORMS, identity_norm
 from rmfx.errors import InexactError
 from rmfx.graph.facts import rank_of
-from rmfx.graph.region import Region, find_region, is_residual
+from rmfx.graph.region import Region, find_region, is_concat, is_residual
 from rmfx.graph.rule import Price, Refusal, Rule
-from rmfx.layout.joins import JoinPlan, carry_out, check_operands, composed, fork_value, join_plan, read_chain
-from rmfx.layout.problem import NewLayer, Problem, Solution
+from rmfx.layout.joins import JoinPlan, carry_out, check_operands, join_plan
+from rmfx.layout.problem import NewLayer, Solution, Wish
+from rmfx.layout.reading import read_region
 from rmfx.layout.solve import solve
 
 if TYPE_CHECKING:
@@ -44,19 +50,30 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     """Reserve and merge.
 
     Attributes:
-        carrier: ``auto``, ``direct``, ``masked`` or ``split`` (:mod:`rmfx.algebra.carrier`).
+        carrier: ``auto``, ``direct``, ``masked``, ``split`` or ``shift`` (:mod:`rmfx.algebra.carrier`).
         downsample: where a projection shortcut is applied: ``conv`` as early as possible (Figure 2a), ``input`` as
             late as possible (Figure 2b), or where it is ``cheaper``.
         keep_norms: keep batch norms before nonlinearities, widened, for training.
+        concat: remove concats of what starts at one tensor, too.
+        shift_bits: of precision, that the carrier ``shift`` may cost.
     """
 
     name: ClassVar[str] = "remove_residual"
     carrier: str = "auto"
     downsample: str = "cheaper"
     keep_norms: bool = False
+    concat: bool = False
+    shift_bits: float = SHIFT_BITS
 
     def match(self, node: fx.Node) -> Region | Refusal | None:
-        return find_region(node) if is_residual(node) else None
+        if is_residual(node):
+            return find_region(node)
+        if not is_concat(node) or len(node.all_input_nodes) < 2:
+            return None
+        region = find_region(node)
+        if isinstance(region, Region):
+            return region if region.sums or self.concat else None
+        return region if self.concat else None
 
     def check(self, match: Region | Refusal) -> JoinPlan | Refusal:
         if isinstance(match, Refusal):
@@ -67,31 +84,16 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
             return Refusal(match.join, "parallel linear branches stay apart for training: each keeps its own norm")
         dims = match.dims
         assert dims is not None
+        # counted from the end, channels are found with and without a batch dimension; PReLU must be sure of it
+        axis = 1 if dims and rank_of(match.fork) == dims + 2 else -dims - 1
         try:
-            solution = self._solve(match, dims)
+            problem = read_region(
+                match, dims, axis, Wish(self.carrier, self.shift_bits), self.downsample, self.keep_norms
+            )
+            solution = solve(problem)
+            return join_plan(match, _with_norm_of_sum(solution) if self.keep_norms else solution, dims)
         except InexactError as error:
             return Refusal(match.join, str(error))
-        return join_plan(match, solution, dims)
-
-    def _solve(self, region: Region, dims: int) -> Solution:
-        fork = fork_value(region, dims)
-        branch = read_chain(region.branch, fork.channels, dims, self.keep_norms)
-        shortcut = read_chain(region.shortcut, fork.channels, dims, self.keep_norms)
-        # counted from the end, channels are found with and without a batch dimension; PReLU must be sure of it
-        axis = 1 if dims and rank_of(region.fork) == dims + 2 else -dims - 1
-        solutions = []
-        reason: InexactError | None = None
-        for variant in dict.fromkeys((composed(shortcut), shortcut)):
-            chains = (branch, variant)
-            problem = Problem(fork, chains, dims, self.carrier, self.downsample, axis)
-            try:
-                solutions.append(solve(problem))
-            except InexactError as error:
-                reason = reason or error
-        if not solutions:
-            raise reason or InexactError("no layout")
-        best = min(solutions, key=lambda solution: (solution.macs, len(solution.layers)))
-        return _with_norm_of_sum(best) if self.keep_norms else best
 
     def price(self, plan: JoinPlan) -> Price:
         return plan.price
@@ -102,8 +104,9 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
 
 def _with_norm_of_sum(solution: Solution) -> Solution:
     """In training form the norm before the sum is folded, and an identity norm of the sum stands behind (A.3)."""
-    norms = [layer.map for layer in solution.layers if isinstance(layer.map, NORMS)]
-    last = solution.layers[-1].map
-    if not norms or not isinstance(last, Affine):
+    norms = [layer.map for layer in solution.layers if isinstance(layer, NewLayer) and isinstance(layer.map, NORMS)]
+    last = solution.layers[-1]
+    if not norms or not isinstance(last, NewLayer) or not isinstance(last.map, Affine):
         return solution
-    return replace(solution, layers=(*solution.layers, NewLayer(identity_norm(norms[0], last.out_channels), None)))
+    norm = identity_norm(norms[0], last.map.out_channels)
+    return replace(solution, layers=(*solution.layers, NewLayer(norm, None)))

@@ -17,6 +17,8 @@ from rmfx.errors import (
     FileFormatError,
     NormalFormError,
     NotPlainError,
+    OnnxImportError,
+    PartialConversionWarning,
     RmfxError,
     RuntimeUnavailableError,
     TraceError,
@@ -24,6 +26,8 @@ from rmfx.errors import (
     VerificationError,
 )
 from rmfx.files.serialise import load, save
+from rmfx.onnx_in.importer import from_onnx
+from rmfx.ranges import bounds_from_data
 from rmfx.report import Entry, Report, report
 from rmfx.training import calibrate
 
@@ -35,6 +39,8 @@ __all__ = [
     "FileFormatError",
     "NormalFormError",
     "NotPlainError",
+    "OnnxImportError",
+    "PartialConversionWarning",
     "Report",
     "RmfxError",
     "RuntimeUnavailableError",
@@ -42,10 +48,12 @@ __all__ = [
     "UnsupportedModelError",
     "Verification",
     "VerificationError",
+    "bounds_from_data",
     "calibrate",
     "convert",
     "explain",
     "export",
+    "from_onnx",
     "load",
     "report",
     "save",

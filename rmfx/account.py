@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.pointwise import CARRIED
 from rmfx.errors import RmfxError
+from rmfx.graph.bounds import GIVEN
 from rmfx.graph.cost import network_macs, network_parameters
 from rmfx.graph.emit import UNTOUCHED
-from rmfx.graph.facts import module_of
+from rmfx.graph.facts import GIVEN_RANGE, module_of
 from rmfx.graph.region import is_residual
 from rmfx.graph.rewriter import Veto
 from rmfx.graph.rule import Applied, PassResult, Price, Refused
@@ -19,7 +20,10 @@ from rmfx.layout.joins import TAPS, JoinPlan
 from rmfx.report import Entry, PassLine, Report, Status, Totals
 
 # What only passes need of node.meta.
-_SCRATCH = ("affine", "range", "shape", "rank", "plain_value", "made", TAPS, UNTOUCHED)
+_SCRATCH = (
+    *("affine", "range", "shape", "rank", "plain_value", "made", TAPS, UNTOUCHED),
+    *(GIVEN, GIVEN_RANGE, "bounds", "bounds_fully", "live_channels"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +71,18 @@ def veto(policy: str | Callable[[Entry], bool] | Collection[str], max_growth: fl
         if isinstance(policy, str):
             return None
         where = (node.meta.get("place", ""), node.name, node.meta.get("origin", node.name))
-        entry = _entry(Applied(*where, price, plan))
-        wanted = policy(entry) if callable(policy) else bool({entry.place, entry.node} & set(policy))
-        return None if wanted else "not asked for by policy"
+        entries = _removed(Applied(*where, price, plan), plan)
+        unwanted = [entry for entry in entries if not _is_wanted(entry, policy)]
+        if not unwanted:
+            return None
+        inner = [entry.name for entry in unwanted if entry.node != where[2]]
+        return "not asked for by policy" + (f" (it takes {', '.join(inner)} with it)" if inner else "")
 
     return objection
+
+
+def _is_wanted(entry: Entry, policy: Callable[[Entry], bool] | Collection[str]) -> bool:
+    return policy(entry) if callable(policy) else bool({entry.place, entry.node} & set(policy))
 
 
 def check_places(policy: object, report: Report) -> None:
@@ -97,8 +108,8 @@ def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModul
                 found[refused.origin] = _entry(refused)
     for result in results:
         for applied in result.applied:
-            if applied.origin in before.sums and isinstance(applied.plan, JoinPlan):
-                found[applied.origin] = _entry(applied)
+            if isinstance(applied.plan, JoinPlan):
+                found |= {entry.node: entry for entry in _removed(applied, applied.plan) if entry.node in before.sums}
     lines = tuple(
         PassLine(r.name, len(r.applied), tuple((f"{x.place}:{x.node}".lstrip(":"), x.reason) for x in r.refused))
         for r in results
@@ -106,6 +117,16 @@ def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModul
     notes = (*notes, *_dropout_notes(results))
     totals = Totals(before.params, network_parameters(gm), before.macs, network_macs(gm))
     return Report(tuple(found[name] for name in before.sums if name in found), totals, lines, {}, notes)
+
+
+def _removed(applied: Applied, plan: JoinPlan) -> list[Entry]:
+    """One entry for every sum that went with a join; the last one has the cost of all."""
+    last = _entry(applied)
+    places = [(place, origin) for place, origin in plan.covers if origin != applied.origin]
+    if applied.origin not in {origin for _, origin in plan.covers} and places:
+        place, origin = places.pop()
+        last = replace(last, place=place, node=origin)
+    return [*(Entry(place, origin, plan.kind, "removed", plan.carrier) for place, origin in places), last]
 
 
 def _dropout_notes(results: tuple[PassResult, ...]) -> list[str]:

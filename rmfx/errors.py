@@ -40,9 +40,17 @@ class ExportError(RmfxError):
     """The ONNX file could not be made, or does not compute what the network computes."""
 
 
+class OnnxImportError(RmfxError):
+    """An ONNX file cannot be read as a torch network; names the node and the operator."""
+
+
 class RuntimeUnavailableError(RmfxError):
     """An execution provider or device was asked for and is not active here."""
 
 
 class ModelNameError(RmfxError):
     """A model named on the command line cannot be built or its weights cannot be loaded."""
+
+
+class PartialConversionWarning(UserWarning):
+    """Only parts of a model were converted: its code as a whole cannot be followed. The report lists what was left."""

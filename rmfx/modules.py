@@ -118,15 +118,83 @@ class MaskedActivation(nn.Module):
         return f"active={int(self.mask.sum())} of {len(self.mask)}, axis={self.axis}"
 
 
+class ChannelSlice(nn.Module):
+    """Channels ``start`` to ``start + length - 1`` of ``x``: the normal form of ``x[:, a:b]`` and of a part of a split.
+
+    Args:
+        start, length: the channels that are read.
+        axis: the channel axis of ``x``.
+
+    >>> ChannelSlice(1, 2)(torch.arange(4.0).reshape(1, 4, 1, 1)).flatten().tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, start: int, length: int, axis: int = 1) -> None:
+        super().__init__()
+        self.start, self.length, self.axis = start, length, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.narrow(self.axis, self.start, self.length)
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, length={self.length}, axis={self.axis}"
+
+
+class ChannelPad(nn.Module):
+    """Zero channels in front of and behind those of ``x``: the shortcut of PyramidNet and of a ResNet of option A.
+
+    Args:
+        before, after: numbers of zero channels.
+        axis: the channel axis of ``x``.
+
+    >>> ChannelPad(0, 1)(torch.ones(1, 2, 1, 1)).flatten().tolist()
+    [1.0, 1.0, 0.0]
+    """
+
+    def __init__(self, before: int, after: int, axis: int = 1) -> None:
+        super().__init__()
+        self.before, self.after, self.axis = before, after, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        behind = x.dim() - 1 - self.axis % x.dim()
+        return nn.functional.pad(x, (0, 0) * behind + (self.before, self.after))
+
+    def extra_repr(self) -> str:
+        return f"before={self.before}, after={self.after}, axis={self.axis}"
+
+
+class FeatureNorm(nn.Module):
+    """Batch norm of the last axis of ``x``, over all others: what ``nn.BatchNorm1d`` does to a list of positions.
+
+    Args:
+        norm: an ``nn.BatchNorm1d`` of as many features.
+
+    >>> FeatureNorm(nn.BatchNorm1d(4).eval())(torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @property
+    def num_features(self) -> int:
+        """Size of the last axis."""
+        return self.norm.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(0, -2)).reshape(x.shape)
+
+
 class SizeGuard(nn.Module):
     """Pass ``x`` on unchanged, or raise where its sizes are not those a rewrite was proven for.
 
     Args:
-        sizes: the spatial sizes (all dimensions after batch and channels) the network was converted for.
+        sizes: of the last dimensions, those the network was converted for: as a rule all after batch and channels.
         reason: the size condition, for the message.
 
     Raises:
-        ValueError: when ``x`` has other spatial sizes.
+        ValueError: when ``x`` has other sizes there.
     """
 
     def __init__(self, sizes: tuple[int, ...], reason: str) -> None:
@@ -135,9 +203,10 @@ class SizeGuard(nn.Module):
         self.reason = reason
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[2:]) != self.sizes:
+        sizes = tuple(x.shape[-len(self.sizes) :])
+        if sizes != self.sizes:
             raise ValueError(
-                f"this network was converted for spatial size {self.sizes}, got {tuple(x.shape[2:])}: "
+                f"this network was converted for spatial size {self.sizes}, got {sizes}: "
                 f"{self.reason}. Convert again with example inputs of the new size."
             )
         return x

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import fx
+from torch import fx, nn
 
 from rmfx.errors import RmfxError
 
@@ -52,6 +52,14 @@ class PassLine:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A module whose code no front door can follow, so that it was not looked into; its sub-modules may have been."""
+
+    place: str  # qualified name of the module, "" for the whole model
+    reason: str  # names file and line where they are known
+
+
+@dataclass(frozen=True)
 class Totals:
     """Whole-network counts; MACs are ``None`` when no example inputs were given."""
 
@@ -70,6 +78,8 @@ class Report:
     Attributes:
         parameter_map: from every name in the original's ``state_dict`` to the tensors it went into.
         carried_norms: with ``keep_bn=True``, the carried channels of every widened batch norm.
+        left_out: modules that could not be followed; empty where the model was converted as a whole.
+        size_conditions: why the whole network holds for the example inputs' sizes only; entries have conditions, too.
     """
 
     entries: tuple[Entry, ...]
@@ -78,6 +88,8 @@ class Report:
     parameter_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     carried_norms: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    size_conditions: tuple[str, ...] = ()
 
     def count(self, status: Status) -> int:
         """How many residual sums ended in ``status``."""
@@ -111,6 +123,8 @@ class Report:
             parameter_map={old: tuple(new) for old, new in data["parameter_map"].items()},
             notes=tuple(data["notes"]),
             carried_norms={norm: tuple(channels) for norm, channels in data["carried_norms"].items()},
+            left_out=tuple(LeftOut(part["place"], part["reason"]) for part in data.get("left_out", ())),
+            size_conditions=tuple(data.get("size_conditions", ())),
         )
 
     def __str__(self) -> str:
@@ -132,8 +146,14 @@ class Report:
         lines = _table(header, rows) if rows else ["no residual sums found"]
         lines += ["", self.summary()]
         lines += [f"{line.name}: {line.applied} applied, {len(line.refused)} refused" for line in self.passes]
+        lines += self.left_out_lines()
+        lines += [f"for the sizes of the example inputs only: {condition}" for condition in self.size_conditions]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def left_out_lines(self) -> list[str]:
+        """One line for each module that could not be followed."""
+        return [f"left out: {part.place or 'the model as a whole'}: {part.reason}" for part in self.left_out]
 
     def summary(self) -> str:
         """One sentence: sums removed, kept, refused, and what the whole network costs now."""
@@ -147,19 +167,21 @@ class Report:
         return text
 
 
-def attach(converted: fx.GraphModule, report: Report) -> None:
+def attach(converted: nn.Module, report: Report) -> None:
     """Let ``converted`` carry ``report``: ``meta`` survives ``copy.deepcopy``, the attribute survives pickling."""
-    converted.meta[META_KEY] = report
+    if isinstance(converted, fx.GraphModule):
+        converted.meta[META_KEY] = report
     converted.__dict__[META_KEY] = report
 
 
-def report(converted: fx.GraphModule) -> Report:
+def report(converted: nn.Module) -> Report:
     """The :class:`Report` that ``rmfx.convert`` left in ``converted``.
 
     Raises:
         RmfxError: when ``converted`` does not come from ``rmfx.convert`` or ``rmfx.load``.
     """
-    found = getattr(converted, "meta", {}).get(META_KEY) or converted.__dict__.get(META_KEY)
+    meta = converted.meta if isinstance(converted, fx.GraphModule) else {}
+    found = meta.get(META_KEY) or converted.__dict__.get(META_KEY)
     if not isinstance(found, Report):
         raise RmfxError(
             f"{type(converted).__name__} carries no rmfx report: pass the module that rmfx.convert or "

@@ -164,8 +164,9 @@ UNSEEN_BIAS = "zero padding of the outer convolution would see 0 where the inner
 BROKEN_COMPOSITIONS = [  # mode of the padded 3x3 outer map; taps and bias of the inner one; reason
     ("zeros", axis_of(3, p=1), False, PADDED_TWICE),
     ("zeros", axis_of(3), False, PADDED_TWICE),
-    ("zeros", axis_of(1, p=1), True, PADDED_TWICE),
+    ("zeros", axis_of(1, p=1), True, UNSEEN_BIAS),
     ("reflect", axis_of(3, p=1), False, PADDED_TWICE),
+    ("reflect", axis_of(1, p=1), False, PADDED_TWICE),
     ("zeros", axis_of(1), True, UNSEEN_BIAS),
     ("zeros", axis_of(1, 2), True, UNSEEN_BIAS),
     *((mode, axis_of(1, 2), False, f"{mode} padding does not commute with a stride") for mode in MODES[1:]),

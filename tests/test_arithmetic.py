@@ -37,6 +37,10 @@ SUMS: list[tuple[Callable[[Lambda, Tensor], Tensor], list[str]]] = [
     (lambda m, y: y + m.c, ["ChannelAffine"]),
     (lambda m, y: m.c - y, ["ChannelAffine"]),
     (lambda m, y: torch.sub(y, m.c, alpha=2), ["ChannelAffine"]),
+    (lambda m, y: torch.addcmul(m.c, m.c, y), ["ChannelAffine"]),
+    (lambda m, y: m.c.addcmul(y, m.c), ["ChannelAffine"]),
+    (lambda m, y: torch.addcmul(m.c, m.c, y, value=2), ["addcmul"]),
+    (lambda m, y: y.addcmul(m.c, m.c), ["addcmul"]),
     (lambda m, y: y * m.last, ["ChannelAffine"]),
     (lambda m, y: y * m.one, ["ChannelAffine"]),
     (lambda m, y: y * m.row, ["mul"]),
@@ -44,8 +48,9 @@ SUMS: list[tuple[Callable[[Lambda, Tensor], Tensor], list[str]]] = [
     (lambda m, y: y * m.x, ["mul"]),
     (lambda m, y: 1 / y, ["truediv"]),
     (lambda m, y: torch.div(y, 2, rounding_mode="floor"), ["div"]),
-    (lambda m, y: y * y.size(1), ["size", "mul"]),
-    (lambda m, y: y.size(1) + y, ["size", "add"]),
+    (lambda m, y: y * y.size(1), ["ChannelAffine"]),
+    (lambda m, y: y * y.size(2), ["size", "mul"]),
+    (lambda m, y: y.size(-1) + y, ["size", "add"]),
     (lambda m, y: y * float("inf"), ["mul"]),
 ]
 

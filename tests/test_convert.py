@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 SIGNED = ("basic_signed", "inverted_relu6", "inverted_relu", "inverted_hardswish", "pre_activation")
 LINEAR = ("repvgg", "repvgg_strided", "acnet", "diracnet", "dbb", "mobileone")
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "split": (("inverted_relu6", "inverted_hardswish"), "carrier 'split' passes ReLU, not "),
+    "split": (("inverted_relu6",), "carrier 'split' needs phi(t) - phi(-t) = k*t, which "),
     "direct": (SIGNED, "carrier 'direct' needs"),
     "keep_bn": (LINEAR, "parallel linear branches stay apart for training"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx, nn
 from rmfx.algebra.pointwise import EVERYTHING, Range, image
 from rmfx.front.trace import trace
 from rmfx.graph.facts import annotate, channels_of, is_sum, module_of, module_range, range_of, shape_of
-from rmfx.modules import ChannelAffine, MaskedActivation, SizeGuard
+from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, MaskedActivation, SizeGuard
 from rmfx.passes.normalise import normalise
 
 BOUNDS = (-INF, -60.0, -8.0, -3.0, -1.5, -0.4, 0.0, 0.25, 1.0, 2.9, 3.0, 6.0, 6.5, 45.0, INF)
@@ -33,6 +34,8 @@ def activations() -> st.SearchStrategy[nn.Module]:
         st.sampled_from(plain).map(lambda cls: cls()),
         st.builds(nn.GELU, st.sampled_from(("none", "tanh"))),
         st.builds(nn.LeakyReLU, slopes),
+        st.builds(lambda low, width: nn.RReLU(low, low + width).eval(), slopes, positive),
+        st.builds(nn.Threshold, slopes, slopes),
         st.builds(nn.ELU, positive),
         st.builds(nn.CELU, positive),
         st.builds(nn.Softplus, positive),
@@ -77,10 +80,26 @@ def test_dips_are_bounded_closely(module: nn.Module) -> None:
     assert image(module, (2.0, 5.0)) == (0.0, 5.0)
 
 
+def test_a_softplus_is_bounded_on_both_sides() -> None:
+    assert image(nn.Softplus(2.0), (-1.0, 3.0)) == (0.0, 3.0 + math.log(2) / 2)
+    assert image(nn.Softplus(), (1.0, 3.0)) == (1.0, 3.0 + math.log(2))
+
+
 HARD_IMAGES: dict[str, tuple[nn.Module, Range]] = {
     "Softsign": (nn.Softsign(), EVERYTHING),  # inf / inf is NaN
     "ELU": (nn.ELU(-1.0), (-5.0, 1.0)),  # not monotone
     "Softplus": (nn.Softplus(threshold=0.5), (0.0, 0.51)),  # drops where its threshold switches to x
+    "Softplus above": (nn.Softplus(threshold=0.5), (0.49, 0.6)),
+    "Softplus below zero": (nn.Softplus(-1.0), (-3.0, 3.0)),  # a negative beta
+    "RReLU": (nn.RReLU(0.1, 0.9).train(), (-4.0, 1.0)),  # a random slope each time
+    "RReLU falling": (nn.RReLU(-0.9, 0.1).train(), (-4.0, 1.0)),
+    "LeakyReLU falling": (nn.LeakyReLU(-2.0), (-4.0, 1.0)),
+    "LeakyReLU below": (nn.LeakyReLU(0.5), (-4.0, -2.0)),
+    "Threshold below": (nn.Threshold(1.0, -7.0), (-4.0, 0.0)),
+    "Threshold across": (nn.Threshold(-2.0, 3.0), (-4.0, 1.0)),
+    "Hardshrink everywhere": (nn.Hardshrink(-2.0), (1.0, 4.0)),
+    "Softshrink above": (nn.Softshrink(2.0), (1.0, 4.0)),
+    "Tanhshrink": (nn.Tanhshrink(), (-4.0, -2.0)),
     "clamp high": (clamp([0.0, -INF], [1.0, INF]), (5.0, 9.0)),  # one channel ends below the interval
     "clamp low": (clamp([3.0, -INF], [4.0, INF]), (-9.0, -5.0)),  # one channel ends above it
 }
@@ -235,3 +254,62 @@ def test_readers() -> None:
     assert module_of(nodes[0]) is None
     sums = [node for node in nodes if is_sum(node)]
     assert len(sums) == 1 and sums[0].target is operator.add and range_of(sums[0]) == EVERYTHING
+
+
+JOINED = [
+    (lambda a, b: a * b, (-2.0, 3.0), (0.0, 1.0), (-2.0, 3.0)),
+    (lambda a, b: a * b, (-2.0, 3.0), (-5.0, 4.0), (-15.0, 12.0)),
+    (lambda a, b: a * b, (0.0, math.inf), (0.0, 1.0), (0.0, math.inf)),
+    (lambda a, b: a * b, (-math.inf, math.inf), (0.0, 0.0), (0.0, 0.0)),
+    (lambda a, b: torch.cat((a, b), 1), (-2.0, 3.0), (0.0, 5.0), (-2.0, 5.0)),
+]
+
+
+@pytest.mark.parametrize("index", range(len(JOINED)))
+def test_ranges_of_what_is_joined(index: int) -> None:
+    function, *ranges, expected = JOINED[index]
+    gm = normalise(trace(_Two(function, *ranges).eval()))
+    annotate(gm, None)
+    (last,) = list(gm.graph.nodes)[-1].all_input_nodes
+    assert range_of(last) == expected
+
+
+class _Two(nn.Module):
+    """Two inputs within ranges, and a function of them."""
+
+    def __init__(self, function: Any, first: tuple[float, float], second: tuple[float, float]) -> None:
+        super().__init__()
+        self.function = function
+        self.low, self.high = (_clamp(*bounds) for bounds in (first, second))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.function(self.low(a), self.high(b))
+
+
+def _clamp(low: float, high: float) -> nn.Module:
+    if low == high:
+        return nn.Sequential(nn.ReLU(), nn.Hardtanh(-1.0, 0.0))
+    return nn.Hardtanh(low, high)
+
+
+MOVED = [
+    (ChannelSlice(0, 1), (1.0, 2.0)), (ChannelPad(0, 1), (0.0, 2.0)), (nn.ChannelShuffle(2), (1.0, 2.0)),
+    (nn.CircularPad2d(1), (1.0, 2.0)), (nn.ConstantPad2d(1, 9.0), (1.0, 9.0)), (nn.ZeroPad2d(1), (0.0, 2.0)),
+    (nn.Upsample(scale_factor=2), (1.0, 2.0)), (nn.Upsample(scale_factor=2, mode="bilinear"), (1.0, 2.0)),
+    (nn.Upsample(scale_factor=2, mode="bicubic"), (-math.inf, math.inf)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(MOVED)))
+def test_ranges_of_what_is_moved(index: int) -> None:
+    module, expected = MOVED[index]
+    assert module_range(module, (1.0, 2.0)) == expected
+    values = module(torch.rand(2, 4, 5, 5, dtype=torch.float64) + 1)
+    assert expected[0] <= values.min() and values.max() <= expected[1]
+
+
+def test_channels_of_what_picks_channels() -> None:
+    conv = nn.Conv2d(4, 6, 1)
+    for module, channels in ((ChannelSlice(1, 2), 2), (ChannelPad(1, 2), 9), (nn.ReflectionPad2d(1), 6)):
+        gm = normalise(trace(nn.Sequential(conv, module).eval()))
+        assert channels_of(list(gm.graph.nodes)[-2], 2) == channels

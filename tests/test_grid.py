@@ -95,8 +95,8 @@ def test_layers_pad_evenly_or_as_padding_same() -> None:
     assert layer_grid(same) == (same, Embedding((0,), (1,)))
     for axis in (Axis(4, 2, before=1, after=2), Axis(4, before=2, after=1), Axis(3, before=1, after=2)):
         assert not Grid((axis,)).is_same
-    with pytest.raises(InexactError, match="^reflect padding of different widths cannot be shared by one convolution$"):
-        layer_grid(Grid((Axis(4, 2, before=1, after=2),), "reflect"))
+    strided = Grid((Axis(4, 2, before=1, after=2),), "reflect")
+    assert layer_grid(strided) == (Grid.of((5,), (2,), (2,), mode="reflect"), Embedding((1,), (1,)))
 
 
 MISMATCHES = {
@@ -121,12 +121,31 @@ def test_what_cannot_share_a_grid_is_refused_and_would_be_wrong(reason: str, mon
     assert first_out.shape != second_out.shape or not torch.equal(got, first_out + second_out)
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
-def test_other_paddings_of_different_widths_are_refused(mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_paddings_of_different_widths_are_shared(mode: str) -> None:
     narrow, wide = (Grid.of((k,), padding=(k // 2,), mode=mode) for k in (3, 5))
     for members in ([narrow, wide], [wide, narrow]):
-        with pytest.raises(InexactError, match=f"^{mode} padding of different widths cannot be shared by one conv"):
-            align(members)
+        assert align(members)[0] == wide
+    modules = [layer(2, 3, [axis_of(k, p=k // 2)], mode, seed=k) for k in (3, 5)]
+    x = signal(0, 2, 3)
+    assert torch.equal(run_affine(add(*map(map_of, modules)), x), modules[0](x) + modules[1](x))
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_paddings_that_together_reach_further_are_refused(mode: str) -> None:
+    """Both maps can be computed on one position, their sum as one convolution cannot."""
+    far, near = Grid((Axis(1, 2, before=1, after=1),), mode), Grid((Axis(1, 2),), mode)
+    assert align([far])[0].axes[0].before == 1
+    with pytest.raises(InexactError, match=f"^{mode} padding of these widths together needs larger inputs"):
+        align([far, near])
+    assert align([Grid(far.axes), near])[0].axes[0].before == 2
+
+
+def test_unpadded_maps_agree_with_every_padding_mode() -> None:
+    for mode in MODES:
+        modules = [layer(2, 3, [axis_of(3, 2, p=1)], mode, seed=1), layer(2, 3, [axis_of(2, 2)], seed=2)]
+        x = signal(0, 2, 8)
+        assert torch.equal(run_affine(add(*map(map_of, modules)), x), modules[0](x) + modules[1](x))
 
 
 def test_sampling_agrees_with_every_padding_mode() -> None:
@@ -162,7 +181,7 @@ def _like(axis: Axis, size: int) -> st.SearchStrategy[Axis]:
 
 def test_add_is_the_sum_or_a_reason() -> None:
     seen: Counter[str] = Counter()
-    reasons = ("padding modes differ", "of different widths cannot be shared")
+    reasons = ("padding modes differ", "needs larger inputs than each of them")
 
     @settings(max_examples=400)
     @given(parallel(2))

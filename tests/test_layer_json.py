@@ -15,7 +15,7 @@ from torch.nn import functional
 from rmfx.errors import FileFormatError
 from rmfx.files import layer_json, vocabulary
 from rmfx.files.layer_json import decode_layer, encode_layer
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
+from rmfx.modules import ChannelAffine, ChannelClamp, ChannelPad, ChannelSlice, FeatureNorm, MaskedActivation, SizeGuard
 
 MASK = torch.tensor([True, False, True])
 NO_ARGUMENTS = "Identity Sigmoid LogSigmoid Tanh Tanhshrink Softsign Softmax2d"
@@ -56,6 +56,9 @@ EXAMPLES: list[nn.Module] = [
     nn.Fold((4, 4), 2),
     nn.Unfold(2, dilation=2),
     nn.Flatten(0, -2),
+    ChannelSlice(1, 2, -1),
+    ChannelPad(0, 3),
+    FeatureNorm(nn.BatchNorm1d(3, affine=False)),
     nn.Unflatten(1, (2, 2)),
     nn.Hardtanh(-2, 3),
     nn.LeakyReLU(0.3),

@@ -18,8 +18,8 @@ from rmfx.front.trace import trace
 from rmfx.graph.editor import meta_layer
 from rmfx.graph.emit import Storage, _fill
 from rmfx.graph.facts import annotate
-from rmfx.graph.linear import affine_of, dims_of, is_linear, mixes
-from rmfx.modules import ChannelAffine
+from rmfx.graph.linear import affine_of, dims_of, is_linear, mixes, size_dependent
+from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice
 from rmfx.passes.normalise import normalise
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -186,7 +186,8 @@ def test_what_a_layer_is() -> None:
         nn.BatchNorm2d(4): (True, False, 2), nn.BatchNorm1d(4): (True, False, None),
         nn.AvgPool2d(2): (True, False, 2), ChannelAffine(torch.ones(4)): (True, False, None),
         nn.ReLU(): (False, False, None), nn.ConvTranspose2d(4, 4, 1): (False, False, None),
-        nn.MaxPool2d(2): (False, False, None), nn.GroupNorm(2, 4): (False, False, None),
+        nn.MaxPool2d(2): (False, False, 2), nn.MaxPool2d(1, 2): (True, False, 2), nn.ZeroPad2d(1): (True, False, 2),
+        nn.ChannelShuffle(2): (True, False, None), nn.GroupNorm(2, 4): (False, False, None),
     }  # fmt: skip
     for module, kind in kinds.items():
         node = node_of(module, None)
@@ -252,11 +253,6 @@ def same_padded(kernel: int, mode: str) -> nn.Module:
 @pytest.mark.parametrize("outer", [axis_of(1), axis_of(1, 2), axis_of(3), axis_of(2, 2)], ids=str)
 def test_emission_of_compositions_with_uneven_borders(mode: str, outer: Axis) -> None:
     inner, behind, x = same_padded(4, mode), layer(3, 2, [outer], seed=5), signal(0, 2, 8)
-    emittable = mode == "zeros" or outer == axis_of(1)
-    if not emittable:  # neither even padding nor padding="same" gives these borders
-        with pytest.raises(InexactError, match=f"^{mode} padding of different widths cannot be shared"):
-            compose(map_of(behind), read(inner, x, 1))
-        return
     assert torch.equal(emitted(compose(map_of(behind), read(inner, x, 1)))(x), behind(inner(x)))
 
 
@@ -271,3 +267,155 @@ def test_emission_keeps_storage(channels_last: bool, requires_grad: bool) -> Non
         assert parameter.dtype == torch.float16 and parameter.requires_grad == requires_grad
     assert module.weight.is_contiguous(memory_format=form)
     assert torch.equal(module.weight.double(), affine.weights()[0])
+
+
+# -- layers that pick channels, and layers that move values in space ---------------------------------------------------
+
+SELECTIONS = [
+    (ChannelSlice(1, 2), [1, 2]), (ChannelSlice(0, 5), [0, 1, 2, 3, 4]), (ChannelSlice(4, 2), [4, 5]),
+    (ChannelPad(1, 2), [-1, 0, 1, 2, 3, 4, 5, -1, -1]), (ChannelPad(0, 1), [0, 1, 2, 3, 4, 5, -1]),
+    (nn.ChannelShuffle(2), [0, 3, 1, 4, 2, 5]), (nn.ChannelShuffle(3), [0, 2, 4, 1, 3, 5]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("index", "dims"), [(i, d) for i in range(7) for d in range(4) if d or i < 5])
+def test_selections(index: int, dims: int) -> None:
+    module, rows = copy.deepcopy(SELECTIONS[index])
+    if not dims:
+        module.axis = -1
+    x = signal(0, 6, *[3] * dims)
+    assert_reads(module, x, dims)
+    assert dims_of(node_of(module, x)) == dims
+    affine = affine_of(node_of(module, x), dims, 6)
+    assert affine.weights()[0].flatten(1).tolist() == [[float(i == row) for i in range(6)] for row in rows]
+    assert (affine.in_channels, affine.out_channels, affine.has_bias) == (6, len(rows), False)
+
+
+def test_selections_from_another_axis_are_refused() -> None:
+    x = signal(0, 4, 4)
+    reason = "_0 picks from another axis than the channels"
+    for module in (ChannelSlice(0, 2, axis=-1), ChannelPad(0, 2, axis=-1)):
+        assert refusal(nn.Sequential(module), x, 1) == "_0 has 0 spatial dimensions among layers of 1"
+        assert refusal(nn.Sequential(nn.Linear(4, 4), module), None, 1).endswith(
+            "picks from another axis than the channels"
+        )
+    for module in (ChannelSlice(0, 2), ChannelPad(0, 2), nn.ChannelShuffle(2)):
+        assert refusal(nn.Sequential(module), x, 0) == "_0 has 1 spatial dimensions among layers of 0"
+        with pytest.raises(InexactError, match=f"^{reason}$"):
+            affine_of(node_of(nn.Sequential(module), None), 0, 4)
+    for module in (ChannelSlice(0, 2), ChannelPad(0, 2), nn.ChannelShuffle(2)):
+        assert refusal(nn.Sequential(module), None, 2) == "the number of channels at _0 is unknown: pass example_inputs"
+    assert affine_of(node_of(nn.Sequential(nn.Linear(4, 6), ChannelSlice(1, 2, axis=-1)), None), 0).in_channels == 6
+    tokens = nn.Sequential(nn.Linear(4, 4), ChannelSlice(1, 2, axis=-1))
+    x = signal(0, 3, 4)
+    assert torch.equal(run_affine(affine_of(node_of(tokens, x), 0), x), tokens[1](x))
+
+
+PADS = {"Zero": "zeros", "Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+
+
+@pytest.mark.parametrize("stem", PADS)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_pads(stem: str, dims: int) -> None:
+    widths = tuple((0, 2, 1, 1, 3, 0)[: 2 * dims])
+    module = getattr(nn, f"{stem}Pad{dims}d")(widths)
+    x = signal(0, 3, *(4 + i for i in range(dims)))
+    assert_reads(module, x, dims)
+    affine = read(module, x, dims)
+    assert affine.grid.mode == PADS[stem] and not affine.diagonal and not affine.grid.samples
+    assert is_linear(node_of(module, x)) and dims_of(node_of(module, x)) == dims
+    cropping = getattr(nn, f"{stem}Pad{dims}d")((-1, 1) * dims)
+    if stem == "Zero":
+        assert_reads(cropping, x, dims)
+    else:
+        assert refusal(cropping, x, dims) == f"{PADS[stem]} padding of negative width crops"
+
+
+@pytest.mark.parametrize("stem", PADS)
+@pytest.mark.parametrize("widths", [(0, 1), (2, 0), (1, 1), (-1, 1), (-2, -1)])
+def test_pads_become_part_of_the_layer_behind_them(stem: str, widths: tuple[int, int]) -> None:
+    if min(widths) < 0 and stem != "Zero":
+        return  # torch has no such layer
+    pad, x = getattr(nn, f"{stem}Pad1d")(widths).double(), signal(0, 2, 9)
+    for behind in (layer(2, 3, [axis_of(3, 2)], seed=5), layer(2, 3, [axis_of(2, 1)], seed=5)):
+        assert torch.equal(emitted(compose(map_of(behind), read(pad, x, 1)))(x), behind(pad(x)))
+    padded = layer(2, 3, [axis_of(3, 2, p=1)], seed=5)
+    if stem == "Zero" and min(widths) >= 0:
+        assert torch.equal(emitted(compose(map_of(padded), read(pad, x, 1)))(x), padded(pad(x)))
+    else:
+        with pytest.raises(InexactError, match="has already padded"):
+            compose(map_of(padded), read(pad, x, 1))
+
+
+def test_a_pad_behind_a_layer_commutes_where_its_padding_does() -> None:
+    x = signal(0, 2, 7)
+    free, biased = (layer(2, 2, [axis_of(1, 2)], bias=bias, seed=3) for bias in (False, True))
+    zero, edge = nn.ZeroPad1d((1, 2)).double(), nn.ReplicationPad1d((1, 2)).double()
+    assert torch.equal(run_affine(compose(read(zero, x, 1), map_of(free)), x), zero(free(x)))
+    with pytest.raises(InexactError, match="would see 0 where the inner bias should stand"):
+        compose(read(zero, x, 1), map_of(biased))
+    with pytest.raises(InexactError, match="replicate padding does not commute with a stride"):
+        compose(read(edge, x, 1), map_of(free))
+    plain = layer(2, 2, [axis_of(1)], seed=3)
+    assert torch.equal(run_affine(compose(read(edge, x, 1), map_of(plain)), x), edge(plain(x)))
+
+
+def test_cropped_maps_are_not_padded_again() -> None:
+    cropped = from_tensors(torch.ones(1, 1, 1).double(), None, Grid((Axis(before=-1),)))
+    with pytest.raises(InexactError, match="has already padded"):
+        compose(map_of(layer(1, 1, [axis_of(3, p=1)])), cropped)
+
+
+@pytest.mark.parametrize("size", range(4, 14))
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (2, 1, 0)])
+def test_pools_with_ceil_mode_are_maps_where_nothing_hangs_over(
+    size: int, kernel: int, stride: int, padding: int
+) -> None:
+    module = nn.AvgPool1d(kernel, stride, padding, ceil_mode=True)
+    x = signal(0, 3, size)
+    node, plain = node_of(module, x), nn.AvgPool1d(kernel, stride, padding).double()
+    fits = torch.equal(module(x), plain(x)) if module(x).shape == plain(x).shape else False
+    assert size_dependent(node) == (stride > 1)
+    if fits:
+        assert_reads(module, x, 1, tolerance=1e-14)
+    else:
+        assert (
+            refusal(module, x, 1) == "an average pool with ceil_mode has another divisor where it hangs over the border"
+        )
+    assert fits == ((size + 2 * padding - kernel) % stride == 0) or stride == 1
+
+
+def test_pools_with_ceil_mode_need_sizes() -> None:
+    assert "hangs over the border" in refusal(
+        nn.Sequential(nn.Conv1d(3, 3, 1), nn.AvgPool1d(2, ceil_mode=True)), None, 1
+    )
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3, 4, 5, 6, 12])
+def test_pools_to_a_given_size(wanted: int) -> None:
+    module, x = nn.AdaptiveAvgPool2d((wanted, None)), signal(0, 3, 12, 5)
+    node = node_of(module, x)
+    assert is_linear(node) == (12 % wanted == 0)
+    if 12 % wanted:
+        assert refusal(module, x, 2).endswith("is not a linear layer")
+    else:
+        assert_reads(module, x, 2, tolerance=1e-14)
+        assert size_dependent(node)
+    assert not is_linear(node_of(module, None)) and dims_of(node) == 2
+
+
+def test_the_pool_to_one_position_is_no_convolution() -> None:
+    assert not is_linear(node_of(nn.AdaptiveAvgPool2d(1), signal(0, 3, 4, 4)))
+    assert is_linear(node_of(nn.AdaptiveAvgPool2d(1), signal(0, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    "module", [nn.MaxPool2d(1, 2), nn.MaxPool2d(1), nn.AvgPool2d(1, 2), nn.AvgPool2d(1, 1)], ids=str
+)
+def test_pools_of_one_position(module: nn.Module) -> None:
+    x = signal(0, 3, 5, 4)
+    assert_reads(module, x, 2)
+    assert read(module, x, 2).grid.samples and not size_dependent(node_of(module, x))
+    assert not is_linear(node_of(nn.MaxPool2d((1, 2)), x))
+    indices = fx.symbolic_trace(nn.Sequential(nn.MaxPool2d(1, return_indices=True)))
+    assert not is_linear([node for node in indices.graph.nodes if node.op == "call_module"][0])

@@ -106,11 +106,11 @@ def test_what_is_no_such_layer_stays() -> None:
     assert _stays(lambda m, x: F.max_pool2d(x, 2, return_indices=True)) == ["max_pool2d_with_indices"]
     assert _stays(lambda m, x: x.clamp(3, -3)) == ["clamp"]
     assert _stays(lambda m, x: x.clamp(x.mean(), None)) == ["mean", "clamp"]
-    assert _stays(lambda m, x: x.view(-1, 35)) == ["view"]
-    assert _stays(lambda m, x: x.view(x.size(1), -1)) == ["size", "view"]
+    assert _stays(lambda m, x: x.view(-1, 35)) == ["reshape"]
+    assert _stays(lambda m, x: x.view(x.size(1), -1)) == ["size", "reshape"]
     assert _stays(lambda m, x: F.softmax(x, 1)) == ["softmax"]
     assert _stays(lambda m, x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)) == ["interpolate"]
-    assert _stays(lambda m, x: F.prelu(x, x.mean().view(1))) == ["mean", "view", "prelu"]
+    assert _stays(lambda m, x: F.prelu(x, x.mean().view(1))) == ["mean", "reshape", "prelu"]
     assert _stays(lambda m, x: F.conv2d(x, x[:, :, :1, :1].mean(0, True))) == ["getitem", "mean", "conv2d"]
 
 
@@ -209,9 +209,16 @@ def test_pads() -> None:
     assert padded((1, 2, 0, 3)) == ["ZeroPad2d"]
     assert padded((1, 2)) == ["ZeroPad2d"]
     assert padded((1, 2, 0, 3), -1.5) == ["ConstantPad2d"]
-    assert padded((0, 0, 0, 0, 1, 1)) == ["pad"]  # adds channels
-    assert padded((-1, 0, 0, 0)) == ["pad"]  # cuts
-    assert padded((1, 1, 1, 1), mode="reflect") == ["pad"]
+    assert padded((0, 0, 0, 0, 1, 1)) == ["ChannelPad"]
+    assert padded((0, 0, 0, 0, 0, 0)) == []
+    assert padded((1, 0, 0, 0, 1, 1)) == ["pad"]  # channels and space at once
+    assert padded((0, 0, 0, 0, 0, 0, 1, 1)) == ["pad"]  # adds images
+    assert padded((-1, 1, 0, -2)) == ["ZeroPad2d"]  # cuts
+    assert padded((-1, 0, 0, 0), 1.0) == ["pad"]
+    assert padded((-1, 0, 0, 0), mode="circular") == ["pad"]
+    assert padded((1, 2, 3, 0), mode="reflect") == ["ReflectionPad2d"]
+    assert padded((1, 2, 3, 0), mode="replicate") == ["ReplicationPad2d"]
+    assert padded((1, 2, 3, 0), mode="circular") == ["CircularPad2d"]
     assert _stays(lambda m, x: F.pad(x, (1, 1))) == ["pad"]  # of which rank?
 
 

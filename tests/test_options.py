@@ -87,9 +87,22 @@ def test_a_callable_sees_every_entry_and_decides() -> None:
 def test_a_policy_decides_on_linear_branches_too() -> None:
     model, x = build("repvgg")
     converted = rmfx.convert(model, x, policy=["add_1"])
-    assert statuses(converted) == ["kept", "refused"]
-    assert "a sum that stays" in (rmfx.report(converted).entries[1].reason or "")
+    reasons = [entry.reason for entry in rmfx.report(converted).entries]
+    assert statuses(converted) == ["kept", "kept"]
+    assert reasons == ["not asked for by policy", "not asked for by policy (it takes 1 with it)"]
     assert_equivalent(model, converted, x)
+
+
+def test_a_policy_that_asks_for_an_inner_sum_alone() -> None:
+    model, x = build("nested")
+    for wanted, statuses_wanted in (
+        (["add"], ["removed", "kept"]),
+        (["add", "add_1"], ["removed"] * 2),
+        ([], ["kept"] * 2),
+    ):
+        converted = rmfx.convert(model, x, policy=wanted)
+        assert statuses(converted) == statuses_wanted
+        assert_equivalent(model, converted, x)
 
 
 def test_statuses_are_told_apart() -> None:

@@ -28,6 +28,7 @@ from rmfx.algebra.pointwise import (
     is_pointwise,
     same_function,
     split_constant,
+    split_is_stable,
 )
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, along_channels
 
@@ -53,8 +54,10 @@ IDENTITIES: list[tuple[nn.Module, Range | None]] = [
     (nn.Hardtanh(-2.5, 7.0), (-2.5, 7.0)), (nn.Hardswish(), (3.0, INF)),
     (clamp([-4.0, -INF, 1.0], [2.0, 9.0, INF]), (1.0, 2.0)),
     (MaskedActivation(nn.ReLU6(), torch.tensor([True, False])), (0.0, 6.0)),
+    (nn.RReLU(), (0.0, INF)), (nn.Threshold(0.5, 0.5), (0.5, INF)),
+    (nn.Threshold(-0.5, 3.0), None), (nn.Softplus(threshold=0.5), None),
     *((cls(), None) for cls in (nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.SELU, nn.Softplus, nn.Hardsigmoid,
-                                nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Softshrink)),
+                                nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Softshrink, nn.Hardshrink)),
 ]  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def test_identity_range(module: nn.Module, inside: Range | None) -> None:
     torch.testing.assert_close(module(x), x, rtol=1e-15, atol=0)
     for end, outwards in zip(inside, (-0.5, 0.5), strict=True):
         beyond = torch.full((1, width), end + outwards, dtype=FLOAT64)
-        assert math.isinf(end) or not torch.allclose(module(beyond), beyond)
+        assert math.isinf(end) or not torch.allclose(module(beyond), beyond, rtol=1e-10, atol=0)
 
 
 def test_is_identity_on() -> None:
@@ -88,14 +91,64 @@ def test_is_identity_on() -> None:
     assert not is_identity_on(nn.GELU(), (0.0, 1.0))
 
 
-def test_split_constant() -> None:
-    assert split_constant(nn.ReLU()) == 1.0
+SPLITTING = [
+    (nn.ReLU(), 1.0), (nn.SiLU(), 1.0), (nn.GELU(), 1.0), (nn.GELU("tanh"), 1.0), (nn.Hardswish(), 1.0),
+    (nn.LogSigmoid(), 1.0), (nn.LeakyReLU(0.2), 1.2), (nn.LeakyReLU(-0.5), 0.5), (nn.LeakyReLU(1.0), 2.0),
+    (prelu(0.25), 1.25), (prelu(-3.0), -2.0), (nn.RReLU(0.1, 0.3).eval(), 1.2),
+]  # fmt: skip
+NOT_SPLITTING = [
+    nn.ReLU6(), nn.Mish(), nn.ELU(), nn.Softplus(), nn.CELU(), nn.SELU(), nn.Hardtanh(), nn.Sigmoid(), nn.Tanh(),
+    nn.Hardsigmoid(), nn.Softsign(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(), nn.Threshold(0.5, 0.0),
+    MaskedActivation(nn.ReLU6(), torch.ones(6, dtype=torch.bool)), clamp([0.0] * 6, [6.0] * 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "k"), SPLITTING)
+def test_what_may_be_split(module: nn.Module, k: float) -> None:
+    assert split_constant(module) == pytest.approx(k, rel=1e-15)
+
+    @given(st.floats(-1e6, 1e6))
+    def recombines(t: float) -> None:
+        pair = module(torch.tensor([[t], [-t]], dtype=FLOAT64)).flatten()
+        assert abs(float(pair[0] - pair[1]) - k * t) <= 1e-14 * max(1.0, abs(t))
+
+    recombines()
+
+
+@pytest.mark.parametrize("module", NOT_SPLITTING)
+def test_what_may_not_be_split(module: nn.Module) -> None:
     t = samples((-40.0, 40.0))
-    assert torch.equal(nn.ReLU()(t) - nn.ReLU()(-t), t)
-    for module in (nn.ReLU6(), nn.Mish(), nn.ELU(), nn.Softplus()):  # Softplus has its threshold at 20
-        odd = module(t) - module(-t)
-        assert split_constant(module) is None
-        assert not torch.allclose(odd, t * odd[-1] / t[-1], rtol=0, atol=1e-10), "no k fits"
+    odd = module(t) - module(-t)
+    assert split_constant(module) is None
+    assert not torch.allclose(odd, t * odd[-1] / t[-1], rtol=0, atol=1e-10), "no k fits"
+
+
+def test_what_has_no_single_k_may_not_be_split() -> None:
+    assert split_constant(prelu(0.1, 0.2)) is None, "several slopes"
+    assert split_constant(nn.RReLU()) is None, "a random slope in training"
+    for module in (nn.LeakyReLU(-1.0), prelu(-1.0)):
+        assert split_constant(module) is None, "|t| forgets the sign of t"
+    assert split_constant(nn.PReLU(device="meta")) is None, "a slope that is not known"
+    assert split_constant(type("Louder", (nn.ReLU,), {})()) is None, "another forward"
+
+
+@pytest.mark.parametrize("module", [module for module, _ in SPLITTING])
+def test_a_stable_pair_passes_again(module: nn.Module) -> None:
+    once = [module(sign * samples((-9.0, 9.0))) for sign in (1, -1)]
+    unchanged = all(torch.allclose(module(half), half, rtol=0, atol=1e-12) for half in once)
+    assert unchanged or not split_is_stable(module)
+    falling = isinstance(module, nn.LeakyReLU) and module.negative_slope < 0  # makes what is positive, as a ReLU does
+    assert split_is_stable(module) == (type(module) is nn.ReLU or falling)
+
+
+def test_what_cannot_be_split_is_not_stable() -> None:
+    assert not split_is_stable(nn.ReLU6()), "although a ReLU6 changes nothing that it has made"
+
+
+def test_every_activation_of_torch_is_known_or_mixes_elements() -> None:
+    mixing = {nn.GLU, nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax}
+    exported = {getattr(nn, name) for name in nn.modules.activation.__all__}
+    assert exported - mixing == {cls for cls in POINTWISE if cls.__module__ == "torch.nn.modules.activation"}
 
 
 def test_is_pointwise_goes_by_the_exact_type() -> None:

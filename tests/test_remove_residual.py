@@ -159,6 +159,9 @@ FIRES = {
         "Conv2d PReLU Conv2d",
         sized=True,
     ),
+    "a stride in another layer of each": Case(
+        residual(conv(4, 4), nn.AvgPool2d(1, 2), shortcut=conv(4, 4, 3, 2)), "Conv2d AvgPool2d Conv2d add", "Conv2d"
+    ),
     "zero-dimensional": Case(
         residual(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)),
         "Linear ReLU Linear add",

@@ -118,10 +118,39 @@ def per_channel(
     return Affine(channels, channels, channels, grid, has_bias, rounded(compute), sources)
 
 
+def uniform(channels: int, dims: int, factor: float, shift: float) -> Affine:
+    """``factor * x + shift`` on every channel.
+
+    >>> uniform(2, 0, 3.0, 1.0).weights()[1]
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    def scale_shift() -> tuple[Tensor, Tensor | None]:
+        both = torch.tensor([factor, shift], dtype=torch.float64)
+        return both[0].expand(channels), both[1].expand(channels) if shift else None
+
+    return per_channel(scale_shift, channels, dims, bool(shift))
+
+
 def dirac(channels: int, grid: Grid) -> Affine:
     """The identity on ``channels`` (strided by ``grid``, which must be a sampling grid): the paper's equation 1."""
     assert grid.samples
     return from_tensors(torch.ones(channels, 1, *[1] * grid.dims), None, grid, groups=channels)
+
+
+def selection(in_channels: int, indices: Sequence[int], dims: int) -> Affine:
+    """The map whose output channel ``r`` is the input channel ``indices[r]``, or zero where that is negative.
+
+    >>> selection(3, [2, -1], dims=0).weights()[0].tolist()
+    [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    rows = torch.tensor(list(indices), dtype=torch.long).clamp(min=-1)
+
+    def compute() -> Weights:
+        weight = torch.eye(in_channels + 1, in_channels, dtype=torch.float64)[rows]  # row -1 is the last one: zeros
+        return weight.reshape(*weight.shape, *[1] * dims), None
+
+    return Affine(in_channels, len(rows), 1, Grid.sampling([1] * dims), False, rounded(compute))
 
 
 def average_pool(channels: int, grid: Grid, divisor: int) -> Affine:
@@ -160,8 +189,8 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     Exact when one of:
 
     1. ``outer`` pads nothing: every tap reads a computed position of ``inner``;
-    2. ``inner`` is 1x1 and unpadded, and the padding of ``outer`` commutes with it: zero padding and no bias in
-       ``inner`` (padding would see 0, not the bias), or another padding mode and no stride in ``inner``.
+    2. ``inner`` has one tap, and the padding of ``outer`` commutes with it: zero padding in both, and no bias in
+       ``inner`` (padding would see 0, not the bias), or another padding mode and neither stride nor padding in it.
 
     Raises:
         InexactError: with the condition that is broken.
@@ -192,7 +221,8 @@ def compose(outer: Affine, inner: Affine) -> Affine:
 
 
 def _require_padding_commutes(outer: Affine, inner: Affine) -> None:
-    if not all(axis.kernel == 1 and not axis.before and not axis.after for axis in inner.grid.axes):
+    zeros = outer.grid.mode == inner.grid.mode == "zeros"  # what zero padding adds to zero padding is zero padding
+    if not all(a.kernel == 1 and (a.samples or (zeros and min(a.before, a.after) >= 0)) for a in inner.grid.axes):
         raise InexactError("the outer convolution pads what the inner one, which is not 1x1, has already padded")
     if outer.grid.mode == "zeros" and inner.has_bias:
         raise InexactError("zero padding of the outer convolution would see 0 where the inner bias should stand")

@@ -164,10 +164,9 @@ def align(grids: Sequence[Grid]) -> tuple[Grid, tuple[Embedding, ...]]:
     columns = list(zip(*(grid.axes for grid in grids), strict=True))
     axes = tuple(_align_axis(column) for column in columns)
     common = Grid(axes, mode)
-    if mode != "zeros":
-        moved = [g for g in grids if not g.samples and [a.before for a in g.axes] != [a.before for a in axes]]
-        if moved:
-            raise InexactError(f"{mode} padding of different widths cannot be shared by one convolution")
+    widest = [max(0, *(max(axis.before, axis.after) for axis in column)) for column in columns]
+    if mode != "zeros" and any(axis.before > width for axis, width in zip(axes, widest, strict=True)):
+        raise InexactError(f"{mode} padding of these widths together needs larger inputs than each of them")
     return common, tuple(_embed(grid, common) for grid in grids)
 
 
@@ -184,8 +183,8 @@ def layer_grid(grid: Grid) -> tuple[Grid, Embedding]:
 
 
 def _common_mode(grids: Sequence[Grid]) -> str:
-    """Sampling grids read no padding, so they agree with every mode."""
-    modes = {grid.mode for grid in grids if not grid.samples} or {"zeros"}
+    """What stands at a padded position depends on the mode only, not on the width; unpadded grids read none."""
+    modes = {grid.mode for grid in grids if grid.padded} or {"zeros"}
     if len(modes) > 1:
         raise InexactError(f"padding modes differ: {', '.join(sorted(modes))}")
     return modes.pop()

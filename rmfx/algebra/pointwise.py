@@ -16,6 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rmfx.algebra.widened import CARRIED as CARRIED
+from rmfx.algebra.widened import NORMS as NORMS
+from rmfx.algebra.widened import identity_norm as identity_norm
+from rmfx.algebra.widened import widen_norm
 from rmfx.modules import ChannelClamp, MaskedActivation
 
 Range = tuple[float, float]
@@ -32,6 +36,7 @@ _MONOTONE = (
     nn.Tanh,
     nn.LogSigmoid,
     nn.Softsign,
+    nn.Tanhshrink,
 )
 # Activations with one dip below zero, and a lower bound of it; above it they rise and stay below x.
 _DIPPING: dict[type[nn.Module], float] = {nn.SiLU: -0.2785, nn.GELU: -0.1701, nn.Mish: -0.3089, nn.Hardswish: -0.375}
@@ -40,15 +45,14 @@ _OTHER = (
     nn.CELU,
     nn.Softplus,
     nn.LeakyReLU,
+    nn.RReLU,
     nn.PReLU,
+    nn.Threshold,
     nn.Softshrink,
     nn.Hardshrink,
-    nn.Tanhshrink,
     ChannelClamp,
     MaskedActivation,
 )
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CARRIED = "carried_channels"  # on a batch norm that a pass has made: which of its channels are only carried
 POINTWISE: tuple[type[nn.Module], ...] = (*_MONOTONE, *_DIPPING, *_OTHER)
 
 
@@ -60,6 +64,8 @@ def is_pointwise(module: nn.Module) -> bool:
 def identity_range(module: nn.Module) -> Range | None:
     """The interval on which ``module(x) == x`` exactly in real arithmetic, or ``None``.
 
+    An activation that jumps where its identity begins (Threshold, Softplus) has none: rounding could fall off.
+
     >>> identity_range(nn.ReLU6())
     (0.0, 6.0)
     """
@@ -67,10 +73,12 @@ def identity_range(module: nn.Module) -> Range | None:
         return 0.0, 6.0
     if isinstance(module, nn.Hardtanh):
         return float(module.min_val), float(module.max_val)
-    if isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU)):
+    if isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU, nn.CELU)):
         return 0.0, math.inf
     if isinstance(module, nn.Hardswish):
         return 3.0, math.inf
+    if isinstance(module, nn.Threshold) and module.value == module.threshold:
+        return float(module.threshold), math.inf
     if isinstance(module, MaskedActivation):
         return identity_range(module.activation)
     if isinstance(module, ChannelClamp) and not module.low.is_meta:
@@ -96,12 +104,16 @@ def image(module: nn.Module, values: Range) -> Range:
     if type(module) in _MONOTONE or (isinstance(module, (nn.ELU, nn.CELU)) and module.alpha > 0):
         ends = module(torch.tensor([low, high], dtype=torch.float64))
         return EVERYTHING if bool(ends.isnan().any()) else (float(ends[0]), float(ends[1]))
-    if isinstance(module, nn.Softplus):
-        return 0.0, math.inf  # not monotone where its threshold switches to x
+    if isinstance(module, nn.Softplus):  # drops where its threshold switches to x, so its ends tell less than this
+        return (max(0.0, low), max(0.0, high) + math.log(2.0) / module.beta) if module.beta > 0 else EVERYTHING
     if type(module) in _DIPPING:
         return (min(0.0, _DIPPING[type(module)]) if low < 0 else 0.0), max(0.0, high)
-    if isinstance(module, nn.LeakyReLU) and module.negative_slope >= 0:
-        return min(low, low * module.negative_slope) if low < 0 else low, max(0.0, high) if low < 0 else high
+    if isinstance(module, (nn.LeakyReLU, nn.RReLU)):
+        return _leaky_image(module, values)
+    if isinstance(module, nn.Threshold):
+        return min(float(module.value), max(low, module.threshold)), max(float(module.value), high)
+    if isinstance(module, (nn.Softshrink, nn.Hardshrink)) and module.lambd >= 0:
+        return min(low, 0.0), max(high, 0.0)
     if isinstance(module, MaskedActivation):
         inner = image(module.activation, values)
         return min(low, inner[0]), max(high, inner[1])
@@ -114,18 +126,56 @@ def image(module: nn.Module, values: Range) -> Range:
     return EVERYTHING
 
 
+def _leaky_image(module: nn.LeakyReLU | nn.RReLU, values: Range) -> Range:
+    """Below zero the slope is anything between two of them: random ones in training, their mean in eval mode."""
+    slopes = (module.lower, module.upper) if isinstance(module, nn.RReLU) else (module.negative_slope,)
+    low, high = values
+    below = [slope * end if slope else 0.0 for slope in slopes for end in (low, min(high, 0.0))]
+    return min(below), max(max(below), high)
+
+
 def split_constant(module: nn.Module) -> float | None:
     """``k`` with ``module(t) - module(-t) == k * t`` for all ``t``, of activations that may be split, else ``None``.
 
-    >>> split_constant(nn.ReLU()), split_constant(nn.ReLU6())
-    (1.0, None)
+    ``max(t, 0) - max(-t, 0) = t``; with a slope ``a`` below zero ``t + a*t``. A gated one is ``t * g(t)``, and
+    ``t * g(t) + t * g(-t) = t`` where ``g(t) + g(-t) = 1``: the sigmoid of SiLU, the normal distribution function of
+    GELU, in its tanh form ``(1 + odd) / 2``, the hard sigmoid of Hardswish. ``log(s(t) / s(-t)) = t`` for a sigmoid.
+
+    >>> split_constant(nn.ReLU()), split_constant(nn.LeakyReLU(0.5)), split_constant(nn.ReLU6())
+    (1.0, 1.5, None)
     """
-    return 1.0 if type(module) is nn.ReLU else None
+    if type(module) in (nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.LogSigmoid):
+        return 1.0
+    slope = _slope_below_zero(module)
+    return None if slope is None or slope == -1.0 else 1.0 + slope
+
+
+def _slope_below_zero(module: nn.Module) -> float | None:
+    if type(module) is nn.LeakyReLU:
+        return float(module.negative_slope)
+    if type(module) is nn.RReLU and not module.training:
+        return (module.lower + module.upper) / 2
+    if type(module) is nn.PReLU and module.num_parameters == 1 and not module.weight.is_meta:
+        return float(module.weight.detach())
+    return None
+
+
+def split_is_stable(module: nn.Module) -> bool:
+    """Whether the pair ``(module(u), module(-u))`` passes unchanged through ``module`` again, whatever ``u`` is.
+
+    So it does where ``module`` is the identity on its own image; the others are recombined before each activation.
+
+    >>> split_is_stable(nn.ReLU()), split_is_stable(nn.SiLU())
+    (True, False)
+    """
+    return split_constant(module) is not None and is_identity_on(module, image(module, EVERYTHING))
 
 
 def same_function(first: nn.Module, second: nn.Module) -> bool:
     """Whether two activation modules of one type have equal arguments and tensors."""
     if type(first) is not type(second) or repr(first) != repr(second):
+        return False
+    if isinstance(first, nn.Upsample) and first.align_corners != second.align_corners:  # which its repr does not tell
         return False
     mine, theirs = first.state_dict(), second.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -153,7 +203,10 @@ def combine(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None
     uniform = len(acting) == len(parts) and all(same_function(acting[0], other) for other in acting)
     if uniform and not is_per_channel(acting[0]):
         return copy.deepcopy(acting[0])
-    families = (_as_norm, _as_slopes, _as_bounds, _as_mask)
+    # A batch norm has its channels in dimension 1, which is also the last one where ``axis`` is -1.
+    if (norm := widen_norm(parts, channels)) is not None:
+        return norm
+    families = (_as_slopes, _as_bounds, _as_mask)
     return next((layer for family in families if (layer := family(parts, channels, axis)) is not None), None)
 
 
@@ -162,51 +215,6 @@ def is_per_channel(module: nn.Module) -> bool:
     if isinstance(module, nn.PReLU):
         return module.num_parameters > 1
     return isinstance(module, (ChannelClamp, MaskedActivation, *NORMS))
-
-
-def _as_norm(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:
-    """A widened batch norm: the identity on carried channels, ``w = sqrt(var + eps), b = mean`` (equation 2).
-
-    Its channels are dimension 1, which is also the last one where ``axis`` is -1: norms of other inputs are no layers.
-    """
-    norms = [part.activation for part in parts if isinstance(part.activation, NORMS)]
-    if len(norms) != sum(part.activation is not None for part in parts):
-        return None
-    if len({(type(norm), norm.eps, norm.momentum) for norm in norms}) != 1:
-        return None
-    wide = identity_norm(norms[0], channels)
-    carried = torch.ones(channels, dtype=torch.bool)
-    for part in parts:
-        if isinstance(part.activation, NORMS):
-            carried[part.positions] = False
-            carried[part.positions[part.activation.__dict__.get(CARRIED, [])]] = True
-            _copy_statistics(part.activation, wide, part.positions)
-    wide.requires_grad_(any(p.requires_grad for norm in norms for p in norm.parameters()))
-    wide.__dict__[CARRIED] = carried.nonzero().flatten().tolist()
-    return wide
-
-
-def identity_norm(like: nn.Module, channels: int) -> nn.modules.batchnorm._BatchNorm:
-    """A batch norm of the type, eps and momentum of ``like`` that is the identity on all ``channels``."""
-    assert isinstance(like, NORMS)
-    norm = type(like)(channels, like.eps, like.momentum, dtype=torch.float64)
-    with torch.no_grad():
-        norm.weight.fill_(math.sqrt(1.0 + like.eps))
-    norm.requires_grad_(any(p.requires_grad for p in like.parameters()))
-    norm.__dict__[CARRIED] = list(range(channels))
-    return norm
-
-
-def _copy_statistics(
-    norm: nn.modules.batchnorm._BatchNorm, wide: nn.modules.batchnorm._BatchNorm, positions: Tensor
-) -> None:
-    assert wide.running_mean is not None and wide.running_var is not None
-    assert norm.running_mean is not None and norm.running_var is not None
-    with torch.no_grad():
-        wide.running_mean[positions] = norm.running_mean.double().cpu()
-        wide.running_var[positions] = norm.running_var.double().cpu()
-        wide.weight[positions] = 1.0 if norm.weight is None else norm.weight.double().cpu()
-        wide.bias[positions] = 0.0 if norm.bias is None else norm.bias.double().cpu()
 
 
 def _as_slopes(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:

@@ -13,6 +13,7 @@ from rmfx.check.compare import Inputs, hostile_like, in_dtype, noise_floor, rela
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
 from rmfx.front.trace import trace
 from rmfx.inputs import as_tuple, bind
+from rmfx.modules import SizeGuard
 from rmfx.passes.normalise import normalise
 from rmfx.report import report
 
@@ -126,8 +127,8 @@ def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, quick: 
 
 def _refuses_size(converted: nn.Module, inputs: Inputs) -> bool:
     """Whether the network says itself that it was converted for other sizes."""
-    guards = [module for module in converted.modules() if type(module).__name__ == "SizeGuard"]
-    return bool(guards) and _shape(inputs)[2:] != guards[0].sizes
+    sizes = next((module.sizes for module in converted.modules() if isinstance(module, SizeGuard)), ())
+    return bool(sizes) and _shape(inputs)[-len(sizes) :] != sizes
 
 
 def _compare(

@@ -6,6 +6,7 @@ Exit codes:
     2  the request cannot be carried out as written: usage, unknown or unsupported model, a file that cannot be read
        or written, inactive device
     3  done, but with ``--strict`` and some residual sums refused
+    4  done, but only for parts of the model: its code as a whole cannot be followed
     130  interrupted with Ctrl-C; no half-written file is left
 """
 
@@ -36,7 +37,8 @@ A MODEL is torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a
 standard output, progress and errors to standard error.
 
 Exit codes: 0 done; 1 the result is wrong or could not be made; 2 the request cannot be carried out as written;
-3 some residual sums were refused and --strict was given; 130 interrupted. RMFX_DEBUG=1 adds tracebacks.
+3 some residual sums were refused and --strict was given; 4 only parts of the model could be converted;
+130 interrupted. RMFX_DEBUG=1 adds tracebacks.
 """
 
 app = typer.Typer(name="rmfx", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)

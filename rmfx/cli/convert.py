@@ -6,18 +6,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import fx
 
 import rmfx
 from rmfx.cli import console, options
-from rmfx.cli.outcome import check_output, leave_if_refused
-from rmfx.cli.source import example_for, open_model
+from rmfx.cli.outcome import (
+    check_output,
+    leave_if_partial,
+    leave_if_refused,
+    one_output,
+    tell_written,
+    without_warning,
+)
+from rmfx.cli.source import example_for, open_model, shape_of
+from rmfx.errors import RmfxError
 
 
 def convert(
     model: options.Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write: FILE.rmfx or FILE.onnx.")
-    ],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="[OUTPUT]", help="Where to write: FILE.rmfx or FILE.onnx.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The same as OUTPUT.")] = None,
     weights: options.WeightsOption = None,
     pretrained: options.PretrainedOption = False,
     size: options.SizeOption = None,
@@ -31,15 +41,17 @@ def convert(
     fuse: options.FuseOption = "cheaper",
     max_growth: options.MaxGrowthOption = None,
     keep_bn: options.KeepBnOption = False,
+    partial: options.PartialOption = True,
     strict: options.StrictOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Remove the residual connections, verify the result in float64, and write it to a file."""
+    output = one_output(target, output)
     check_output(output, (".rmfx", ".onnx"))
     chosen = options.model_options(weights, pretrained, size, input_shape, batch, dtype, seed)
     source = open_model(model, chosen)
     example = example_for(source, chosen)
-    with console.step(f"converting {model} and verifying the result"):
+    with console.step(f"converting {model} and verifying the result"), without_warning():
         plain = rmfx.convert(
             source.network,
             example,
@@ -49,17 +61,24 @@ def convert(
             fuse=fuse,
             max_growth=max_growth,
             keep_bn=keep_bn,
+            partial=partial,
+        )
+    report = rmfx.report(plain)
+    if not isinstance(plain, fx.GraphModule) and output.suffix != ".onnx":
+        raise RmfxError(
+            f"{output} cannot hold a network of which only parts were converted: its own code goes on calling them. "
+            "Write FILE.onnx, or call rmfx.convert in Python"
         )
     with console.step(f"writing {output}"):
-        if output.suffix == ".onnx":
-            rmfx.export(plain, output, example)
-        else:
+        if isinstance(plain, fx.GraphModule) and output.suffix != ".onnx":
             rmfx.save(plain, output)
-    report = rmfx.report(plain)
+        else:
+            rmfx.export(plain, output, example, like=source.like)
     if json:
-        document = {"model": model, "input_shape": list(example.shape), "output": str(output)}
+        document = {"model": model, "input_shape": shape_of(example), "output": str(output)}
         console.out_json({**document, "report": report.to_dict()})
     else:
         console.show_report(report)
-        console.out(f"wrote {output}")
+        tell_written(output, source.signature)
+    leave_if_partial(report)
     leave_if_refused(report, strict)

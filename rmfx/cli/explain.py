@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import rmfx
 from rmfx.cli import console, options
-from rmfx.cli.outcome import leave_if_refused
-from rmfx.cli.source import example_for, open_model
+from rmfx.cli.outcome import leave_if_partial, leave_if_refused, without_warning
+from rmfx.cli.source import example_for, open_model, shape_of
 
 
 def explain(
@@ -23,6 +23,7 @@ def explain(
     fuse: options.FuseOption = "cheaper",
     max_growth: options.MaxGrowthOption = None,
     keep_bn: options.KeepBnOption = False,
+    partial: options.PartialOption = True,
     strict: options.StrictOption = False,
     json: options.JsonOption = False,
 ) -> None:
@@ -30,7 +31,7 @@ def explain(
     chosen = options.model_options(weights, pretrained, size, input_shape, batch, dtype, seed)
     source = open_model(model, chosen)
     example = example_for(source, chosen)
-    with console.step(f"analysing {model}"):
+    with console.step(f"analysing {model}"), without_warning():
         report = rmfx.explain(
             source.network,
             example,
@@ -40,9 +41,11 @@ def explain(
             fuse=fuse,
             max_growth=max_growth,
             keep_bn=keep_bn,
+            partial=partial,
         )
     if json:
-        console.out_json({"model": model, "input_shape": list(example.shape), "report": report.to_dict()})
+        console.out_json({"model": model, "input_shape": shape_of(example), "report": report.to_dict()})
     else:
         console.show_report(report)
+    leave_if_partial(report)
     leave_if_refused(report, strict)

@@ -44,7 +44,7 @@ def export(
         with console.step(f"converting {model} and verifying the result"):
             network = rmfx.convert(network, example)
     with console.step(f"writing {output} and comparing it on {device}"):
-        rmfx.export(network, output, example, device=device)
+        rmfx.export(network, output, example, device=device, like=source.like)
     if json:
         console.out_json({"model": model, "output": str(output), "device": device, "bytes": output.stat().st_size})
     else:

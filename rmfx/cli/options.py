@@ -47,7 +47,8 @@ def parse_policy(text: str) -> str | list[str]:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a .rmfx file."
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a .rmfx or .onnx file.",
     ),
 ]
 WeightsOption = Annotated[
@@ -81,6 +82,12 @@ MaxGrowthOption = Annotated[
     float | None, typer.Option("--max-growth", min=0.0, help="Refuse regions whose MACs grow beyond this factor.")
 ]
 KeepBnOption = Annotated[bool, typer.Option("--keep-bn", help="Keep batch norms, for training the plain network.")]
+PartialOption = Annotated[
+    bool,
+    typer.Option(
+        "--partial/--no-partial", help="Convert the parts that can be followed (code 4) where the whole cannot be."
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Leave with code 3 when a residual sum is refused.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -15,8 +16,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from rmfx.deploy import runtime
 from rmfx.deploy.onnx_check import check_file, outputs_of
 from rmfx.deploy.quiet import quiet
+from rmfx.deploy.signature import Signature, read_signature
 from rmfx.errors import ExportError, UnsupportedModelError
 from rmfx.files.atomic import replacing
+from rmfx.onnx_in.importer import from_onnx
 
 SELF_CONTAINED_LIMIT = 2**31 - 2**26  # a protobuf ends at 2 GiB; 64 MiB are left for the graph itself
 BATCH = "batch"  # the name of the dynamic axis
@@ -33,6 +36,7 @@ def export(
     dynamic_batch: bool = True,
     opset: int | None = None,
     check: bool = True,
+    like: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``converted`` to an ONNX file that onnxruntime was seen to compute rightly.
 
@@ -48,6 +52,8 @@ def export(
         dynamic_batch: leave axis 0 free in every input that has there the same size as the first input.
         opset: ONNX opset version; ``None`` for the default of torch.
         check: run and compare the file. Without it, the file is only validated.
+        like: the ONNX file that ``converted`` came from (:func:`rmfx.from_onnx`). Names of inputs and outputs are taken
+            over, axis 0 is free where it is free there, and the new file is compared with that one, too.
 
     Returns:
         ``path``: one self-contained file; beyond 2 GB the weights lie beside it in ``<name>.data``.
@@ -62,14 +68,20 @@ def export(
     inputs = _as_tuple(example_inputs)
     if check:
         runtime.require(device)
+    model = None if like is None else read_signature(like)
     batched = [dynamic_batch and value.dim() > 0 and value.shape[0] == inputs[0].shape[0] for value in inputs]
+    if model is not None:
+        _demand_fits(model, inputs)
+        batched = [free and dynamic_batch for free in model.batched]
     with replacing(path, ExportError) as scratch:
         _demand_runs(converted, inputs)
         with quiet():
-            _write(converted, scratch, inputs, batched, opset)
+            _write(converted, scratch, inputs, batched, opset, model)
         _validate(scratch, batched, opset)
         if check:
             check_file(scratch, converted, inputs, batched, device)
+            if like is not None:
+                check_file(scratch, from_onnx(like, check=False), inputs, batched, device, Path(like))
     return Path(path)
 
 
@@ -101,8 +113,18 @@ def _demand_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise ExportError(f"the network does not run on the example inputs of shape {shapes}: {problem}") from problem
 
 
+def _demand_fits(like: Signature, inputs: tuple[Tensor, ...]) -> None:
+    if len(like.inputs) != len(inputs):
+        raise ExportError(f"{like.file} has {len(like.inputs)} inputs, and {len(inputs)} example inputs were given")
+
+
 def _write(
-    model: nn.Module, path: Path, inputs: tuple[Tensor, ...], batched: Sequence[bool], opset: int | None
+    model: nn.Module,
+    path: Path,
+    inputs: tuple[Tensor, ...],
+    batched: Sequence[bool],
+    opset: int | None,
+    like: Signature | None,
 ) -> None:
     shapes = tuple({0: BATCH} if moving else None for moving in batched) if any(batched) else None
     try:
@@ -110,6 +132,8 @@ def _write(
             model, inputs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, optimize=True
         )
         assert program is not None  # it is None only for the exporter before dynamo
+        if like is not None:
+            _rename(program.model.graph, like)
         for node in program.model.graph:
             node.metadata_props.pop(_STACK_TRACE, None)  # paths on the machine of whoever exported
         program.save(path, external_data=_size(model) > SELF_CONTAINED_LIMIT)
@@ -118,6 +142,20 @@ def _write(
     except Exception as problem:  # torch.onnx wraps what its stages raise in many classes
         advice = "; dynamic_batch=False fixes the batch size of the example inputs" if any(batched) else ""
         raise ExportError(f"torch.onnx cannot export this network: {_root(problem)}{advice}") from problem
+
+
+def _rename(graph: ir.Graph, like: Signature) -> None:
+    """Give inputs and outputs the names of ``like``, and other values that have one of those another."""
+    wanted = [entry.name for entry in like.inputs], list(like.outputs)
+    if len(wanted[1]) != len(graph.outputs) or len({*wanted[0], *wanted[1]}) != len(wanted[0]) + len(wanted[1]):
+        raise ExportError(f"the outputs of the network are not those of {like.file}: {', '.join(like.outputs)}")
+    ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    taken = {*wanted[0], *wanted[1]}
+    for value in (*graph.initializers.values(), *(output for node in graph for output in node.outputs)):
+        if value.name in taken and id(value) not in ends:
+            value.name = f"{value.name}_inner"
+    for value, name in zip((*graph.inputs, *graph.outputs), (*wanted[0], *wanted[1]), strict=True):
+        value.name = name
 
 
 def _root(problem: BaseException) -> str:

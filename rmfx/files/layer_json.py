@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from rmfx.errors import FileFormatError
 from rmfx.files.values import Json, decode, encode, shorten
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
+from rmfx.modules import (
+    ChannelAffine,
+    ChannelClamp,
+    ChannelPad,
+    ChannelSlice,
+    FeatureNorm,
+    MaskedActivation,
+    SizeGuard,
+)
 
 _CONV = "in_channels out_channels kernel_size stride padding dilation groups padding_mode"
 _NORM = "num_features eps momentum affine track_running_stats"
@@ -78,6 +86,8 @@ _ARGUMENTS: dict[type[nn.Module], str] = {
     nn.LogSoftmax: "dim",
     nn.Softmax2d: "",
     SizeGuard: "sizes reason",
+    ChannelSlice: "start length axis",
+    ChannelPad: "before after axis",
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONV),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), f"{_CONV} output_padding"),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _NORM),
@@ -122,6 +132,12 @@ def _masked_activation(activation: object, channels: int | None, axis: int) -> M
     return MaskedActivation(activation, _vector(channels, torch.bool), axis)
 
 
+def _feature_norm(norm: object) -> FeatureNorm:
+    if not isinstance(norm, nn.BatchNorm1d):
+        raise TypeError("the norm is no BatchNorm1d")
+    return FeatureNorm(norm)
+
+
 def _per_channel(buffer: str) -> Callable[[Any, str], object]:
     """Read "channels" off the length of ``buffer``, and every other argument off its attribute."""
 
@@ -138,6 +154,7 @@ _KINDS: dict[type[nn.Module], _Kind] = {
     **{layer: _Kind(frozenset(names.split()), getattr, layer) for layer, names in _ARGUMENTS.items()},
     ChannelAffine: _Kind(frozenset({"channels", "axis"}), _per_channel("weight"), _channel_affine),
     ChannelClamp: _Kind(frozenset({"channels", "axis"}), _per_channel("low"), _channel_clamp),
+    FeatureNorm: _Kind(frozenset({"norm"}), getattr, _feature_norm),
     MaskedActivation: _Kind(frozenset({"activation", "channels", "axis"}), _per_channel("mask"), _masked_activation),
 }
 _CLASSES = {f"{'rmfx.modules' if 'rmfx' in c.__module__ else 'torch.nn'}.{c.__name__}": c for c in _KINDS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
@@ -22,6 +22,7 @@ _QUANTISED = (
 )
 
 
+_UNLIFT = "torch.export._unlift"
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -108,7 +109,8 @@ def _check_hooks(model: nn.Module) -> None:
         raise UnsupportedModelError("hooks on all modules are registered (register_module_*_hook): remove them first")
     for hooks in (model._forward_hooks, model._forward_pre_hooks):
         for hook in hooks.values():
-            if not type(hook).__module__.startswith("torch.nn.utils."):
+            # torch.export puts one on what it makes, to check sizes.
+            if not type(hook).__module__.startswith("torch.nn.utils.") and getattr(hook, "__module__", "") != _UNLIFT:
                 raise UnsupportedModelError(f"the model itself has a forward hook, {hook_name(hook)}: remove it first")
 
 
@@ -120,10 +122,17 @@ def hook_name(hook: object) -> str:
 
 def _check_eval(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        # A bare nn.Module only holds others (torch.fx makes them, in training mode): it has nothing to switch.
-        if module.training and type(module) is not nn.Module:
+        if module.training and not _only_holds(module):
             first = f"{name} ({type(module).__name__})" if name else "the model"
             raise UnsupportedModelError(
                 f"{first} is in training mode, and rmfx converts what a model computes in eval mode: "
                 "call model.eval() first"
             )
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether a module has nothing to switch: torch makes such ones, and in training mode.
+
+    A bare ``nn.Module`` holds others, what a graph does in training stands in it, and ``torch.export`` adds a check.
+    """
+    return type(module) is nn.Module or isinstance(module, fx.GraphModule) or type(module).__module__ == _UNLIFT

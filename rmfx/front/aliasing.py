@@ -217,7 +217,7 @@ def is_plain_value(node: fx.Node, tensors: dict[fx.Node, _Cell] | set[fx.Node]) 
     if node.target is getattr:
         return node.args[1] in METADATA_ATTRIBUTES
     counts = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
-    return counts and bool(node.all_input_nodes) and not any(source in tensors for source in node.all_input_nodes)
+    return counts and not any(source in tensors for source in node.all_input_nodes)
 
 
 def _piece(node: fx.Node) -> tuple[fx.Node, int] | None:

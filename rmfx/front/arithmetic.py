@@ -1,9 +1,10 @@
 """One spelling for sums, differences and scalings.
 
-A sum of two tensors is ``operator.add`` of two nodes. A number, or a constant with one value per channel, becomes a
-:class:`rmfx.modules.ChannelAffine`: ``x - y`` is ``x + (-1)·y``, ``torch.add(x, y, alpha=a)`` is ``x + a·y``,
-``2 - x`` is ``(-1)·x + 2``. Products of two tensors, and arithmetic on what may hold integers (a scale made of floats
-would change their type), stay as they are; sums among these are spelled ``torch.add``.
+A sum of two tensors is ``operator.add`` of two nodes, a product of two is ``operator.mul``. A number, or a constant
+with one value per channel, becomes a :class:`rmfx.modules.ChannelAffine`: ``x - y`` is ``x + (-1)·y``,
+``torch.add(x, y, alpha=a)`` is ``x + a·y``, ``2 - x`` is ``(-1)·x + 2``. Arithmetic on what may hold integers (a scale
+made of floats would change their type) stays as it is; sums and products among these are spelled ``torch.add`` and
+``torch.mul``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.front.install import Installer
-from rmfx.front.kinds import Kind, Kinds
+from rmfx.front.kind_table import KindTable
+from rmfx.front.kinds import Kind
 from rmfx.modules import ChannelAffine
 
 _ADD = (operator.add, torch.add, "add")
@@ -28,7 +30,8 @@ _MUL = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 _DIV = (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide")
 _NEG = (operator.neg, torch.neg, torch.negative, "neg", "negative")
 _POS = (operator.pos, torch.positive, "positive")
-_LINEAR = frozenset((*_ADD, *_SUB, *_RSUB, *_MUL, *_DIV, *_NEG, *_POS))
+_ADDCMUL = (torch.addcmul, "addcmul")
+_LINEAR = frozenset((*_ADDCMUL, *_ADD, *_SUB, *_RSUB, *_MUL, *_DIV, *_NEG, *_POS))
 
 Constant = int | float | Tensor
 
@@ -64,7 +67,7 @@ class Arithmetic:
     def __init__(
         self,
         installer: Installer,
-        kinds: Kinds,
+        kinds: KindTable,
         constant: Callable[[fx.Node], Tensor | None],
         dtype: torch.dtype,
     ) -> None:
@@ -76,6 +79,9 @@ class Arithmetic:
             return
         if not self.kinds[node].tensor:
             return  # counting with sizes
+        if (factors := self._factors(node)) is not None:
+            node.op, node.target, node.args, node.kwargs = "call_function", operator.mul, factors, {}
+            return
         terms = self._terms(node)
         if len(terms) == 2:
             self._sum(node, *terms)
@@ -91,6 +97,8 @@ class Arithmetic:
     def _terms(self, node: fx.Node) -> tuple[_Term, ...]:
         """``node`` as a sum of one or two scaled tensors; empty where it is none that keeps its type."""
         given: dict[str, Any] = dict(node.kwargs)
+        if node.target in _ADDCMUL:
+            return self._scaled_and_shifted(*node.args) if len(node.args) == 3 and not given else ()
         alpha = given.pop("alpha", 1)
         values = [*node.args, *(given.pop(name) for name in ("input", "self", "other") if name in given)]
         if given.pop("rounding_mode", None) is not None or given or not _is_number(alpha):
@@ -106,6 +114,18 @@ class Arithmetic:
             return self._quotient(first, second)
         return self._difference(first, second, alpha if node.target in _ADD else -alpha)
 
+    def _factors(self, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+        """The two tensors whose product ``node`` is, where neither is a constant with one value per channel."""
+        given: dict[str, Any] = dict(node.kwargs)
+        values = [*node.args, *(given.pop(name) for name in ("input", "self", "other") if name in given)]
+        if node.target not in _MUL or given or len(values) != 2:
+            return None
+        first, second = values
+        if not (self._is_tensor(first) and self._is_tensor(second)):
+            return None
+        either = self._constant(first, second) is not None or self._constant(second, first) is not None
+        return None if either else (first, second)
+
     def _difference(self, first: Any, second: Any, factor: int | float) -> tuple[_Term, ...]:
         """``first + factor * second``."""
         left, right = self._constant(first, second), self._constant(second, first)
@@ -120,6 +140,12 @@ class Arithmetic:
             return ()
         floats = self.kinds[first].floating or self.kinds[second].floating
         return (_Term(first), _Term(second, factor)) if factor == 1 or floats else ()
+
+    def _scaled_and_shifted(self, shift: Any, first: Any, second: Any) -> tuple[_Term, ...]:
+        """``shift + first * second``, where two of them are constants."""
+        x, scale = (second, first) if self._constant(first, second) is not None else (first, second)
+        factor, offset = self._constant(scale, x), self._constant(shift, x)
+        return () if factor is None or offset is None else self._one(x, factor, offset)
 
     def _product(self, first: Any, second: Any) -> tuple[_Term, ...]:
         left, right = self._constant(first, second), self._constant(second, first)
@@ -218,8 +244,9 @@ def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _respell(node: fx.Node) -> None:
-    """Keep ``operator.add`` for sums of two tensors: any other addition is spelled ``torch.add``."""
-    if node.target is operator.add:
+    """Keep ``operator.add`` and ``mul`` for two tensors: any other sum or product is spelled ``torch.add``, ``mul``."""
+    plain: dict[Any, Any] = {operator.add: torch.add, operator.mul: torch.mul}
+    if node.target in plain:
         first, second = node.args
-        node.target = torch.add
+        node.target = plain[node.target]
         node.args = (first, second) if isinstance(first, fx.Node) else (second, first)

@@ -124,6 +124,29 @@ def batch_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
     return layer
 
 
+def layer_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
+    """``F.layer_norm``."""
+    shape, weight, bias = tuple(arguments["normalized_shape"]), arguments["weight"], arguments["bias"]
+    layer = nn.LayerNorm(shape, arguments["eps"], weight is not None, bias is not None, device="meta")
+    return None if weight is None and bias is not None else _with_optional(layer, weight, bias)
+
+
+def group_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
+    """``F.group_norm``, where a weight or the graph tells the number of channels."""
+    weight, bias = arguments["weight"], arguments["bias"]
+    channels = kind.channels if weight is None else weight.numel()
+    if channels is None or (weight is None) != (bias is None):
+        return None
+    layer = nn.GroupNorm(arguments["num_groups"], channels, arguments["eps"], weight is not None, device="meta")
+    return _with_optional(layer, weight, bias)
+
+
+def _with_optional(layer: nn.Module, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        layer.register_parameter(name, None if tensor is None else as_parameter(tensor))
+    return layer
+
+
 def pool(cls: type[nn.Module]) -> Builder:
     """A pool with a window, unless it is asked for indices."""
 
@@ -162,19 +185,25 @@ def mean(arguments: Arguments, kind: Kind) -> nn.Module | None:
     return _MEANS[rank](1)
 
 
-_ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_PADS: dict[str, tuple[Any, ...]] = {
+    "constant": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
 _CONSTANT_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 
 def pad(arguments: Arguments, kind: Kind) -> nn.Module | None:
-    """``F.pad`` with a constant on spatial dimensions only, where the rank of its input is known."""
-    widths, value = arguments["pad"], arguments["value"] or 0.0
+    """``F.pad`` on spatial dimensions only, where the rank of its input is known."""
+    widths, value, mode = arguments["pad"], arguments["value"] or 0.0, arguments["mode"]
     dims = 0 if kind.rank is None else kind.rank - 2
-    plain = arguments["mode"] == "constant" and 1 <= dims <= 3 and len(widths) <= 2 * dims
-    if not plain or any(width < 0 for width in widths):
+    if mode not in _PADS or not 1 <= dims <= 3 or len(widths) > 2 * dims:
+        return None
+    if any(width < 0 for width in widths) and (mode != "constant" or value):
         return None
     widths = (*widths, *(0,) * (2 * dims - len(widths)))
-    return _ZERO_PADS[dims - 1](widths) if value == 0 else _CONSTANT_PADS[dims - 1](widths, value)
+    return _PADS[mode][dims - 1](widths) if not value else _CONSTANT_PADS[dims - 1](widths, value)
 
 
 def upsample(arguments: Arguments, kind: Kind) -> nn.Module | None:

@@ -24,11 +24,12 @@ class Installer:
         node.op = "call_module"
         node.args, node.kwargs = (source,), {}
 
-    def layer_before(self, node: fx.Node, module: nn.Module, source: fx.Node) -> fx.Node:
-        """A new node, in front of ``node``, that calls ``module`` on ``source``."""
+    def layer_before(self, node: fx.Node, module: nn.Module, source: fx.Node, word: str = "scale") -> fx.Node:
+        """A new node, in front of ``node``, that calls ``module``, which keeps all sizes, on ``source``."""
         with self.gm.graph.inserting_before(node):
-            new = self.gm.graph.create_node("call_module", "pending", (source,), name=f"{node.name}_scale")
+            new = self.gm.graph.create_node("call_module", "pending", (source,), name=f"{node.name}_{word}")
         new.meta.update(place=node.meta["place"], line=node.meta.get("line"))
+        new.meta.update({key: source.meta[key] for key in ("shape", "dtype") if key in source.meta})
         new.target = self._add(new.meta["place"], new.name, module)
         return new
 

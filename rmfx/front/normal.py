@@ -19,7 +19,8 @@ def check_normal(gm: fx.GraphModule, keep_dropout: bool = False) -> None:
 
     1. All layers are in eval mode, without hooks and parametrizations.
     2. Each layer has one call site, under one name, and does something.
-    3. ``operator.add`` is a sum of two tensors: two nodes, nothing else (sizes may be added up too).
+    3. ``operator.add`` is a sum and ``operator.mul`` a product of two tensors: two nodes, nothing else (sizes may
+       be added up and multiplied too).
     4. Nothing works in place.
     5. The graph is well-formed, no node is dead, no layer, parameter or buffer is unused, every name resolves.
 
@@ -79,10 +80,10 @@ def _check_operation(node: fx.Node, tensors: set[fx.Node]) -> None:
         raise _fail(4, node, f"works in place: {getattr(node.target, '__name__', node.target)}")
     if is_eval_dropout(node):
         raise _fail(2, node, "is a dropout that does nothing in eval mode")
-    if node.target is not operator.add or not any(source in tensors for source in node.all_input_nodes):
+    if node.target not in (operator.add, operator.mul) or not any(source in tensors for source in node.all_input_nodes):
         return
     if node.kwargs or len(node.args) != 2 or not all(arg in tensors for arg in node.args):
-        raise _fail(3, node, "is an operator.add, but not of exactly two tensors")
+        raise _fail(3, node, f"is an operator.{node.target.__name__}, but not of exactly two tensors")
 
 
 def _check_alive(node: fx.Node) -> None:

@@ -146,6 +146,8 @@ _BY_NAME: dict[str, tuple[Mapping[str, Any], Builder]] = {
     "conv2d": (_CONV, builders.conv(2)),
     "conv3d": (_CONV, builders.conv(3)),
     "linear": ({"weight": _REQUIRED, "bias": None}, builders.linear),
+    "layer_norm": ({"normalized_shape": _REQUIRED, "weight": None, "bias": None, "eps": 1e-5}, builders.layer_norm),
+    "group_norm": ({"num_groups": _REQUIRED, "weight": None, "bias": None, "eps": 1e-5}, builders.group_norm),
     "relu": (_INPLACE, builders.layer(nn.ReLU)),
     "relu6": (_INPLACE, builders.layer(nn.ReLU6)),
     "hardtanh": ({"min_val": -1.0, "max_val": 1.0, **_INPLACE}, builders.hardtanh),

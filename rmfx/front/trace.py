@@ -15,6 +15,10 @@ from torch.fx.node import map_arg
 
 from rmfx.errors import RmfxError, TraceError, UnsupportedModelError
 from rmfx.front.admit import check_admissible
+from rmfx.front.aten import has_aten
+from rmfx.front.exported import respell
+from rmfx.front.live import from_dynamo
+from rmfx.front.program import open_module, where
 from rmfx.front.settle import settle
 from rmfx.front.tracer import Tracer, is_leaf, is_user_file
 
@@ -44,6 +48,8 @@ def trace(model: nn.Module, *, allow_training: bool = False, allow_meta: bool = 
     for module in copied.modules():
         module.training = False
     settle(copied)
+    if isinstance(copied, fx.GraphModule) and (has_aten(copied.graph) or from_dynamo(copied)):
+        return respell(open_module(copied))
     if is_leaf(copied):  # tracing steps into its root: hold a lone layer in a box to keep it whole
         copied = nn.Sequential(OrderedDict({type(copied).__name__.lower(): copied})).eval()
     graph = _graph_of(copied)
@@ -145,7 +151,6 @@ def _as_named_before(old: fx.Graph, new: fx.Graph) -> fx.Graph:
 def _old_place(node: fx.Node) -> str:
     if "place" in node.meta:
         return node.meta["place"]
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     if node.op == "call_module":
         return str(node.target).rpartition(".")[0]
-    return stack[-1] if stack else ""
+    return where(node)[0]

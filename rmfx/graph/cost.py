@@ -25,17 +25,19 @@ def positions_of(node: fx.Node, dims: int) -> int | None:
     return prod(shape[2:]) if dims else prod(shape[1:-1])
 
 
-def chain_cost(nodes: Iterable[fx.Node], dims: int) -> tuple[float, int]:
-    """(MACs, parameters) of a chain of layers that starts at a fork."""
-    macs, parameters, density = 0.0, 0, 1.0
+def cost_of(nodes: Iterable[fx.Node], dims: int) -> tuple[float, int]:
+    """(MACs, parameters) of layers in graph order; without shapes, the first inputs count as one position each."""
+    macs, parameters = 0.0, 0
+    density: dict[fx.Node, float] = {}
     for node in nodes:
         parameters += layer_parameters(node)
+        density[node] = min((density.get(source, 1.0) for source in node.all_input_nodes), default=1.0)
         if not mixes(node):
             continue
         affine = affine_of(node, dims)
         for stride in affine.grid.stride:
-            density /= stride
-        macs += affine.macs_per_position * (positions_of(node, dims) or density)
+            density[node] /= stride
+        macs += affine.macs_per_position * (positions_of(node, dims) or density[node])
     return macs, parameters
 
 

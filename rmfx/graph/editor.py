@@ -14,6 +14,7 @@ from torch import fx, nn
 from rmfx.algebra.affine import Affine, dense
 from rmfx.algebra.grid import layer_grid
 from rmfx.graph.facts import module_range, range_of, shape_of
+from rmfx.graph.stages import STAGES
 from rmfx.graph.tree import drop_unused
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -52,7 +53,7 @@ class Editor:
         node.meta["place"] = name.rpartition(".")[0]
         node.meta["range"] = module_range(module, range_of(source))
         if (shape := shape_of(source)) is not None:
-            node.meta["shape"] = shape
+            node.meta["shape"] = module(torch.empty(shape, device="meta")).shape if type(module) in STAGES else shape
         return node
 
     def fresh(self, place: str, word: str) -> str:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from rmfx.algebra.pointwise import EVERYTHING, Range, image, is_pointwise
-from rmfx.modules import DROPOUTS, ChannelAffine, SizeGuard
+from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelSlice, SizeGuard
 
 # Layers whose outputs are convex combinations of inputs (and, where they pad, of zero).
 _KEEPING = (
@@ -36,13 +36,22 @@ _KEEPING = (
     nn.PixelUnshuffle,
     nn.ReflectionPad1d,
     nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
     nn.ReplicationPad1d,
     nn.ReplicationPad2d,
     nn.ReplicationPad3d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+    ChannelSlice,
     SizeGuard,
     *DROPOUTS,
 )
-_KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *_ZERO_PADS, ChannelPad)
+
+
+GIVEN_RANGE = "given_range"  # node.meta: an interval that the user knows of a value
 
 
 def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None:
@@ -54,7 +63,9 @@ def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None
         value = node.meta.pop("val", None)
         if isinstance(value, torch.Tensor):
             node.meta["shape"] = value.shape
-        node.meta["range"] = _range(gm, node)
+        low, high = _range(gm, node)
+        given = node.meta.get(GIVEN_RANGE, EVERYTHING)
+        node.meta["range"] = max(low, given[0]), min(high, given[1])
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
@@ -87,6 +98,16 @@ def is_sum(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is operator.add and not node.meta.get("plain_value", False)
 
 
+def is_product(node: fx.Node) -> bool:
+    """Whether the node is a product of two tensors in normal form (sizes may be multiplied too)."""
+    return node.op == "call_function" and node.target is operator.mul and not is_plain(node)
+
+
+def is_plain(node: fx.Node) -> bool:
+    """Whether the node's value is surely no tensor: a size, or arithmetic on sizes."""
+    return bool(node.meta.get("plain_value", False))
+
+
 def is_dropout(node: fx.Node) -> bool:
     """Whether the node calls a dropout layer (there are some in networks that will train only)."""
     return isinstance(module_of(node), DROPOUTS)
@@ -97,22 +118,43 @@ def channels_of(node: fx.Node, dims: int) -> int | None:
     shape = shape_of(node)
     if shape is not None and len(shape) >= 2:
         return shape[1] if dims else shape[-1]
+    if is_sum(node):
+        return _channels_of_sum(node, dims)
     module = module_of(node)
-    width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
-    width = width or getattr(module, "num_features", None)
+    if isinstance(module, ChannelSlice):
+        return module.length if module.axis == (1 if dims else -1) else None
+    if isinstance(module, nn.Linear) and dims:
+        return None  # it acts on the last axis
+    width = getattr(module, "out_channels" if dims else "out_features", None) or getattr(module, "num_features", None)
     if isinstance(width, int):
         return width
-    keeps = is_sum(node) or (module is not None and (is_pointwise(module) or isinstance(module, _PER_CHANNEL)))
-    return channels_of(node.all_input_nodes[0], dims) if keeps and node.all_input_nodes else None
+    keeps = module is not None and (is_pointwise(module) or isinstance(module, _PER_CHANNEL))
+    channels = channels_of(node.all_input_nodes[0], dims) if keeps and node.all_input_nodes else None
+    return channels + module.before + module.after if channels and isinstance(module, ChannelPad) else channels
 
 
-_PER_CHANNEL = (ChannelAffine, SizeGuard, *DROPOUTS, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_KEEPING_WITH_ZERO)
+def _channels_of_sum(node: fx.Node, dims: int) -> int | None:
+    """A sum may broadcast: one channel tells nothing while the other operand's are unknown."""
+    found = []
+    for operand in sorted(node.all_input_nodes, reverse=True):  # the later one tends to tell without a long walk
+        channels = channels_of(operand, dims)
+        if channels is not None and channels > 1:
+            return channels
+        found.append(channels)
+    return 1 if found == [1] * len(found) else None
+
+
+_RESHAPING = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)
+_PER_CHANNEL = (ChannelAffine, *(set(_KEEPING) - set(_RESHAPING)), *_KEEPING_WITH_ZERO)
 
 
 def _range(gm: fx.GraphModule, node: fx.Node) -> Range:
     if is_sum(node):
         first, second = (range_of(arg) if isinstance(arg, fx.Node) else EVERYTHING for arg in node.args)
         return first[0] + second[0], first[1] + second[1]
+    if is_product(node):
+        first, second = (range_of(arg) if isinstance(arg, fx.Node) else EVERYTHING for arg in node.args)
+        return _product(first, second)
     if node.target is torch.cat:
         ranges = [range_of(parent) for parent in node.all_input_nodes]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -121,13 +163,21 @@ def _range(gm: fx.GraphModule, node: fx.Node) -> Range:
     return EVERYTHING
 
 
+def _product(first: Range, second: Range) -> Range:
+    """All products of two intervals; zero times an infinite end is zero, since values are finite."""
+    ends = [a * b if a and b else 0.0 for a in first for b in second]
+    return min(ends), max(ends)
+
+
 def module_range(module: nn.Module, values: Range) -> Range:
     """An interval that holds ``module(x)`` for ``x`` within ``values``."""
     low, high = values
     if is_pointwise(module):
         return image(module, values)
-    if isinstance(module, _KEEPING):
+    if isinstance(module, _KEEPING) or (isinstance(module, nn.Upsample) and module.mode != "bicubic"):
         return values
+    if isinstance(module, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
+        return min(low, module.value), max(high, module.value)
     if isinstance(module, _KEEPING_WITH_ZERO) and getattr(module, "divisor_override", None) is None:
         return min(low, 0.0), max(high, 0.0)
     if isinstance(module, ChannelAffine) and _is_plain_factor(module):

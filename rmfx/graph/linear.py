@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra import kernels
-from rmfx.algebra.affine import Affine, average_pool, from_tensors, per_channel
+from rmfx.algebra.affine import Affine, from_tensors, per_channel, selection
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.algebra.pointwise import NORMS
 from rmfx.errors import InexactError
 from rmfx.graph.facts import channels_of, is_sum, module_of, shape_of
-from rmfx.modules import ChannelAffine
+from rmfx.graph.spatial import AVERAGES, FAMILIES, is_spatial, spatial_map
+from rmfx.graph.spatial import size_dependent as size_dependent
+from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MIXING = (*CONVS, nn.Linear)  # layers that mix channels
-PER_CHANNEL = (*NORMS, ChannelAffine)  # layers that scale and shift each channel
-LINEAR = (*MIXING, *PER_CHANNEL, *POOLS)
+PER_CHANNEL = (*NORMS, FeatureNorm, ChannelAffine)  # layers that scale and shift each channel
+SELECTING = (ChannelSlice, ChannelPad, nn.ChannelShuffle)  # layers that pick, add and move channels
+LINEAR = (*MIXING, *PER_CHANNEL, *SELECTING, *AVERAGES)
 
 
 def is_linear(node: fx.Node) -> bool:
     """Whether the node calls a layer that may be a linear map (:func:`affine_of` decides)."""
-    return type(module_of(node)) in LINEAR
+    return type(module_of(node)) in LINEAR or is_spatial(node)
 
 
 def mixes(node: fx.Node) -> bool:
@@ -42,13 +42,17 @@ def is_term_factor(node: fx.Node) -> bool:
 def dims_of(node: fx.Node) -> int | None:
     """Spatial dimensions of a linear layer: 0 for Linear, 1 to 3 for ConvNd; ``None`` where it does not tell."""
     module = module_of(node)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | FeatureNorm):
         return 0
-    for family in (CONVS, POOLS, NORMS):
+    for family in (CONVS, NORMS, *FAMILIES):
         if type(module) in family and type(module) is not nn.BatchNorm1d:
             return family.index(type(module)) + 1
     shape = shape_of(node)
-    return 1 if type(module) is nn.BatchNorm1d and shape is not None and len(shape) == 3 else None
+    if shape is None:
+        return None
+    if isinstance(module, SELECTING):
+        return 0 if getattr(module, "axis", 1) == -1 else len(shape) - 2
+    return 1 if type(module) is nn.BatchNorm1d and len(shape) == 3 else None
 
 
 def affine_of(node: fx.Node, dims: int, channels: int | None = None) -> Affine:
@@ -70,17 +74,23 @@ def affine_of(node: fx.Node, dims: int, channels: int | None = None) -> Affine:
         return _conv(node, module)
     if isinstance(module, nn.Linear):
         return from_tensors(module.weight, module.bias, Grid(), sources=_sources(node, module))
+    if isinstance(module, FeatureNorm):
+        return _scaled_shifted(module.norm, 0, _sources(node, module))
     if isinstance(module, NORMS):
         return _norm(node, module, dims)
     if isinstance(module, ChannelAffine):
         return _channel_affine(node, module, dims, channels)
-    if isinstance(module, POOLS):
-        return _pool(node, module, dims, channels)
+    if isinstance(module, SELECTING):
+        return _selection(node, module, dims, channels)
+    if is_spatial(node):
+        return spatial_map(node, dims, _in_channels(node, dims, channels))
     raise InexactError(f"{node.name} is not a linear layer")
 
 
 def _sources(node: fx.Node, module: nn.Module) -> frozenset[str]:
-    return frozenset(f"{node.target}.{name}" for name in module.state_dict() if name != "num_batches_tracked")
+    return frozenset(
+        f"{node.target}.{name}" for name in module.state_dict() if not name.endswith("num_batches_tracked")
+    )
 
 
 def _conv(node: fx.Node, module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Affine:
@@ -117,6 +127,12 @@ def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3
         )
     if shape is not None and len(shape) != dims + 2:
         raise InexactError(f"{node.name} normalises dimension 1 of a {len(shape)}-dimensional tensor: not its channels")
+    return _scaled_shifted(module, dims, _sources(node, module))
+
+
+def _scaled_shifted(
+    module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, dims: int, sources: frozenset[str]
+) -> Affine:
     mean, var, weight, bias, eps = module.running_mean, module.running_var, module.weight, module.bias, module.eps
     assert mean is not None and var is not None
 
@@ -124,13 +140,11 @@ def _norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3
         scale, offset = (None if t is None else _float64(t) for t in (weight, bias))
         return kernels.norm_scale_shift(_float64(mean), _float64(var), eps, scale, offset)
 
-    return per_channel(scale_shift, module.num_features, dims, True, _sources(node, module))
+    return per_channel(scale_shift, module.num_features, dims, True, sources)
 
 
 def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: int | None) -> Affine:
-    channels = channels or channels_of(node, dims)
-    if channels is None:
-        raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
+    channels = _in_channels(node, dims, channels)
     if module.weight.dim() and module.axis != (1 if dims else -1):
         raise InexactError(f"{node.name} scales another axis than the channels")
 
@@ -142,21 +156,28 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: i
     return per_channel(scale_shift, channels, dims, bias is not None, _sources(node, module))
 
 
-def _pool(node: fx.Node, module: nn.Module, dims: int, channels: int | None) -> Affine:
-    kernel, stride, padding = (_tuple(getattr(module, name), dims) for name in ("kernel_size", "stride", "padding"))
-    override = getattr(module, "divisor_override", None)
-    if any(padding) and not module.count_include_pad and not override:
-        raise InexactError("the divisor of an average pool that does not count its padding varies at the borders")
-    if module.ceil_mode:
-        raise InexactError("an average pool with ceil_mode has another divisor where it hangs over the border")
-    channels = channels or channels_of(node, dims)
+def _selection(node: fx.Node, module: nn.Module, dims: int, channels: int | None) -> Affine:
+    axis = 1 if isinstance(module, nn.ChannelShuffle) else module.axis
+    if axis != (1 if dims else -1):
+        raise InexactError(f"{node.name} picks from another axis than the channels")
+    channels = _in_channels(node, dims, channels)
+    if isinstance(module, nn.ChannelShuffle):
+        groups = int(module.groups)
+        indices = torch.arange(channels).view(groups, channels // groups).t().flatten().tolist()
+        return selection(channels, indices, dims)
+    assert isinstance(module, ChannelSlice | ChannelPad)
+    if isinstance(module, ChannelSlice):
+        return selection(channels, range(module.start, module.start + module.length), dims)
+    return selection(channels, (*[-1] * module.before, *range(channels), *[-1] * module.after), dims)
+
+
+def _in_channels(node: fx.Node, dims: int, channels: int | None) -> int:
+    channels = channels or channels_of(node.all_input_nodes[0], dims)
+    if channels is None and type(module_of(node)) not in (ChannelSlice, ChannelPad):
+        channels = channels_of(node, dims)
     if channels is None:
         raise InexactError(f"the number of channels at {node.name} is unknown: pass example_inputs")
-    return average_pool(channels, Grid.of(kernel, stride, padding), int(override or prod(kernel)))
-
-
-def _tuple(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
-    return (value,) * dims if isinstance(value, int) else tuple(value)
+    return channels
 
 
 def _float64(tensor: Tensor) -> Tensor:

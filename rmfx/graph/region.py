@@ -1,50 +1,76 @@
-"""Finds what stands between a fork and the sum where its branches join again."""
+"""Finds what stands between a fork and the node where everything that starts there has come together again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from rmfx.algebra.pointwise import is_pointwise
-from rmfx.graph.facts import is_dropout, is_sum, module_of
+from rmfx.graph.facts import is_dropout, is_plain, is_product, is_sum, module_of, shape_of
+from rmfx.graph.gates import GatePath, read_gate
 from rmfx.graph.linear import dims_of, is_linear
+from rmfx.graph.reasons import why_not
 from rmfx.graph.rule import Refusal
+from rmfx.graph.stages import is_stage
 
-Chain = tuple[fx.Node, ...]
+MOST_NODES = 600  # of one region: planning takes time with their number
 
 
 @dataclass(frozen=True)
 class Region:
-    """A fork, the two chains of layers that start at it, and the sum that joins them.
+    """A fork, a join, and everything between them; nothing else reads any of that, nothing else enters it.
 
-    ``branch`` is the longer chain (the one with nonlinearities), ``shortcut`` the other; both run from fork to
-    join and exclude both. Sums inside have been removed before, so chains are all there is.
+    Attributes:
+        fork, join: the two ends. The join is a sum or a concat.
+        nodes: the operations between them, in graph order, without those that gates are computed by.
+        gates: the products among them.
+        dead: nodes that only read sizes of what is inside.
     """
 
     fork: fx.Node
     join: fx.Node
-    branch: Chain
-    shortcut: Chain
+    nodes: tuple[fx.Node, ...]
+    gates: tuple[GatePath, ...] = ()
 
     @property
     def linear(self) -> bool:
         """Whether no nonlinearity stands between fork and join."""
-        return not any(_is_nonlinear(node) for node in (*self.branch, *self.shortcut))
+        return not any(_is_nonlinear(node) for node in self.nodes)
 
     @property
     def kind(self) -> str:
-        """How reports call it: ``identity``, ``projection``, ``linear`` or ``nonlinear``."""
+        """How reports call it: ``identity``, ``projection``, ``linear``, ``nonlinear`` or ``concat``."""
         if self.linear:
             return "linear"
-        if not self.shortcut:
+        if is_concat(self.join):
+            return "concat"
+        if self.fork in self.join.all_input_nodes:
             return "identity"
-        return "nonlinear" if any(_is_nonlinear(node) for node in self.shortcut) else "projection"
+        return "projection" if any(self._is_linear_from_fork(arg) for arg in self.join.all_input_nodes) else "nonlinear"
+
+    def _is_linear_from_fork(self, node: fx.Node) -> bool:
+        todo, inside = [node], set(self.nodes)
+        while todo:
+            current = todo.pop()
+            if current is self.fork:
+                continue
+            if current not in inside or _is_nonlinear(current):
+                return False
+            todo += current.all_input_nodes
+        return True
 
     @property
     def dims(self) -> int | None:
         """Spatial dimensions of the layers inside, or ``None`` where no layer tells."""
-        return next((d for node in (*self.branch, *self.shortcut) if (d := dims_of(node)) is not None), None)
+        return next((d for node in self.nodes if (d := dims_of(node)) is not None), None)
+
+    @property
+    def sums(self) -> tuple[fx.Node, ...]:
+        """The residual sums that go with it: those inside, and the join where it is one."""
+        return tuple(node for node in (*self.nodes, self.join) if is_residual(node))
 
 
 def is_residual(join: fx.Node) -> bool:
@@ -58,66 +84,101 @@ def is_residual(join: fx.Node) -> bool:
     return _depends(later, earlier) or bool(_ancestors(first) & _ancestors(second))
 
 
+def is_concat(node: fx.Node) -> bool:
+    """Whether the node is a concat in normal form."""
+    return node.op == "call_function" and node.target is torch.cat and len(node.args) == 2
+
+
 def find_region(join: fx.Node) -> Region | Refusal:
-    """The region of a residual sum, or what stands in the way of seeing one.
+    """The region of a join, or what stands in the way of seeing one.
 
-    Walks up from both operands, always from the later one, until they meet: the cost is the region's size.
+    Walks up from all operands, always from the latest, until they meet: the cost is the region's size.
     """
-    tips: list[fx.Node] = [arg for arg in join.args if isinstance(arg, fx.Node)]
-    chains: tuple[list[fx.Node], list[fx.Node]] = ([], [])
-    while tips[0] is not tips[1]:
-        side = 0 if tips[1] < tips[0] else 1
-        node = tips[side]
-        reason = obstacle(node)
-        if reason is not None:
+    todo = _tensors(join.all_input_nodes)
+    inside: dict[fx.Node, None] = {join: None}
+    gates: list[GatePath] = []
+    while len(todo) > 1:
+        node = max(todo)
+        todo.remove(node)
+        if (reason := obstacle(node, inside)) is not None:
             return Refusal(node, reason)
-        chains[side].append(node)
-        tips[side] = node.all_input_nodes[0]
-    first, second = (tuple(reversed(chain)) for chain in chains)
-    if _weight(first) < _weight(second):
-        first, second = second, first
-    return Region(tips[0], join, first, second)
+        inside[node] = None
+        if is_product(node):
+            gate = read_gate(node)
+            assert isinstance(gate, GatePath)
+            gates.append(gate)
+            inside.update(dict.fromkeys(gate.side))
+            todo |= _tensors((gate.data, *gate.reads))
+        else:
+            todo |= _tensors(node.all_input_nodes)
+        if len(inside) > MOST_NODES:
+            return Refusal(join, f"more than {MOST_NODES} operations stand between the fork and the join")
+    if not todo:
+        return Refusal(join, "nothing but constants is joined")
+    (fork,) = todo
+    side = {node for gate in gates for node in gate.side}
+    nodes = tuple(sorted(node for node in inside if node is not join and node not in side))
+    return Region(fork, join, nodes, tuple(sorted(gates, key=lambda gate: gate.product)))
 
 
-def _weight(chain: Chain) -> tuple[int, int]:
-    return sum(_is_nonlinear(node) for node in chain), len(chain)
+def _tensors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    return {node for node in nodes if not is_plain(node)}
 
 
 def _is_nonlinear(node: fx.Node) -> bool:
-    return not is_linear(node) and not is_dropout(node)
+    return not (is_linear(node) or is_dropout(node) or is_sum(node) or is_concat(node))
 
 
-def obstacle(node: fx.Node) -> str | None:
-    """Why ``node`` cannot be one layer of a chain between fork and join, or ``None`` where it can."""
-    if len(node.users) > 1:
-        readers = ", ".join(sorted(user.name for user in node.users))
-        return f"{_named(node)} inside the branch is read {len(node.users)} times, by {readers}"
+def obstacle(node: fx.Node, inside: Iterable[fx.Node]) -> str | None:
+    """Why ``node`` cannot stand between a fork and a join, or ``None`` where it can.
+
+    Args:
+        inside: the nodes behind it that are known to be in the region.
+    """
+    outside = [user for user in node.users if user not in inside and not is_plain(user)]
+    if outside:
+        readers = ", ".join(sorted(user.name for user in outside))
+        return f"{_named(node)} inside the branch is also read outside, by {readers}"
+    if is_sum(node) or is_concat(node):
+        return _join_obstacle(node)
+    if is_product(node):
+        gate = read_gate(node)
+        if isinstance(gate, str):
+            return f"{_named(node)} stands on a branch: {gate}"
+        return _gate_obstacle(gate)
     module = module_of(node)
-    known = module is not None and (is_linear(node) or is_pointwise(module) or is_dropout(node))
+    known = module is not None and (is_linear(node) or is_pointwise(module) or is_dropout(node) or is_stage(node))
     if known and len(node.all_input_nodes) == 1:
         return None
-    return f"{_named(node)} stands on a branch: {_described(node)}, neither a linear nor a pointwise layer"
+    return why_not(node)
+
+
+def _join_obstacle(node: fx.Node) -> str | None:
+    shapes = [shape_of(arg) for arg in node.all_input_nodes]
+    if any(arg.op == "get_attr" for arg in node.all_input_nodes):
+        return f"{_named(node)} stands on a branch: it joins a constant"
+    if is_sum(node) and None not in shapes and len(set(shapes)) > 1:
+        return f"{_named(node)} broadcasts {tuple(shapes[0] or ())} with {tuple(shapes[1] or ())}"
+    return None
+
+
+def _gate_obstacle(gate: GatePath) -> str | None:
+    shape, factor = shape_of(gate.product), shape_of(gate.factor)
+    if gate.factor.op == "get_attr" or gate.data.op == "get_attr":
+        return f"{_named(gate.product)} stands on a branch: it multiplies by a constant of another shape than channels"
+    if shape is None or factor is None:
+        return (
+            f"{_named(gate.product)} multiplies two tensors: pass example_inputs, their shapes tell which is the gate"
+        )
+    fits = len(shape) == len(factor) >= 2 and shape_of(gate.data) == shape and factor[1] in (1, shape[1])
+    if not fits:
+        return f"{_named(gate.product)} multiplies {tuple(shape)} by {tuple(factor)}, which is no gate on channels"
+    return None
 
 
 def _named(node: fx.Node) -> str:
     place = node.meta.get("place", "")
     return f"{node.name!r} (in {place})" if place else f"{node.name!r}"
-
-
-def _described(node: fx.Node) -> str:
-    """What a node is, in a user's words."""
-    module = module_of(node)
-    if module is not None:
-        return f"a {type(module).__name__}"
-    if is_sum(node):
-        return "a sum that stays"
-    if node.op == "placeholder":
-        return "an input of the network"
-    if node.op == "get_attr":
-        return "a constant"
-    word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    tensors = sum(parent.op != "get_attr" for parent in node.all_input_nodes)
-    return f"a {word} of {tensors} tensors" if tensors > 1 else f"a {word}"
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

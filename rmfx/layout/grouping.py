@@ -116,38 +116,99 @@ def _cheapest(step: LinearStep, before: Layout, after: Layout, grouped: Sequence
 
 
 def _grouped_forms(step: LinearStep) -> list[Form]:
+    """Groups side by side, of the shape of one of the step's components or of the largest.
+
+    A *component* is a set of segments that the blocks couple: carried ones alone, split copies that are recombined,
+    everything that feeds one convolution. Its channels are interleaved, so that each of its groups lies together.
+    Where group widths differ, several groups of one component share a wider one; where they do not divide, the last
+    group is filled up with dead channels.
+    """
     if not next(iter(step.blocks.values())).grid.dims:
         return []  # nn.Linear has no groups
-    if len(step.before) == len(step.after) == len(step.blocks) and all(o == i for o, i in step.blocks):
-        return _parallel_forms(step)
-    if len(step.before) == 1 or len(step.after) == 1:
-        return _fan_forms(step)
-    return []
-
-
-def _parallel_forms(step: LinearStep) -> list[Form]:
-    """Every segment goes through a map of its own: groups side by side, of the shape of one of the maps.
-
-    Where group widths differ, several groups of one map share a wider one; where they do not divide, the last
-    group of a segment is filled up with dead channels.
-    """
-    maps = [step.blocks[i, i] for i in range(len(step.before))]
-    shapes = [(m.in_channels // m.groups, m.out_channels // m.groups) for m in maps]
+    components = _components(step)
+    if sum(len(c.rows) + len(c.columns) for c in components) < len(step.before) + len(step.after):
+        return []  # a segment that nothing reads
+    shapes = [component.shape(step) for component in components]
     forms = []
     for wide, high in {*shapes, (max(a for a, _ in shapes), max(b for _, b in shapes))}:
-        shares = [min(wide // a, high // b) for a, b in shapes]
-        if min(shares) < 1:
+        if any(a > wide or b > high for a, b in shapes):
             continue
-        counts = [-(-m.groups // share) for m, share in zip(maps, shares, strict=True)]
-        bases = [sum(counts[:i]) for i in range(len(counts))]
-        spans = list(zip(bases, shapes, shares, strict=True))
-        before = tuple(Spread(base * wide, wide, share * a) for base, (a, _), share in spans)
-        after = tuple(Spread(base * high, high, share * b) for base, (_, b), share in spans)
-        groups = sum(counts)
-        before = _as_natural(before, step.before)
-        after = _as_natural(after, step.after)
-        forms.append(Form(groups, Layout(before, groups * wide), Layout(after, groups * high)))
-    return [form for form in forms if form.groups > 1]
+        form = _side_by_side(step, components, shapes, wide, high)
+        if form.groups > 1:
+            forms.append(form)
+    return forms
+
+
+@dataclass(frozen=True)
+class _Component:
+    """Coupled segments, after and before the step, and the number of groups that all blocks among them have."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    groups: int
+
+    def shape(self, step: LinearStep) -> tuple[int, int]:
+        """Channels that one group reads and writes."""
+        read = sum(step.before[column] for column in self.columns)
+        return read // self.groups, sum(step.after[row] for row in self.rows) // self.groups
+
+
+def _components(step: LinearStep) -> list[_Component]:
+    found: list[tuple[set[int], set[int], list[Affine]]] = []
+    for (row, column), block in step.blocks.items():
+        rows, columns, blocks = {row}, {column}, [block]
+        for other in [c for c in found if row in c[0] or column in c[1]]:
+            rows, columns, blocks = rows | other[0], columns | other[1], blocks + other[2]
+            found.remove(other)
+        found.append((rows, columns, blocks))
+    found.sort(key=lambda component: min(component[1]))
+    return [
+        _Component(tuple(sorted(rows)), tuple(sorted(columns)), reduce(gcd, (block.groups for block in blocks)))
+        for rows, columns, blocks in found
+    ]
+
+
+def _side_by_side(
+    step: LinearStep, components: Sequence[_Component], shapes: Sequence[tuple[int, int]], wide: int, high: int
+) -> Form:
+    before: list[Spread] = [Spread(0, 1, 1)] * len(step.before)
+    after: list[Spread] = [Spread(0, 1, 1)] * len(step.after)
+    groups = 0
+    for component, (a, b) in zip(components, shapes, strict=True):
+        share = max(min(wide // a, high // b), 1)
+        coupled = len(component.rows) > 1 or len(component.columns) > 1
+        if coupled and (wide != share * a or high != share * b):
+            share = 1  # interleaved groups only share a wider one that they fill
+        _place(before, component.columns, step.before, component.groups, groups, wide, share * a, share)
+        _place(after, component.rows, step.after, component.groups, groups, high, share * b, share)
+        groups += -(-component.groups // share)
+    layouts = [
+        Layout(_as_natural(tuple(spreads), widths), groups * width)
+        for spreads, widths, width in ((before, step.before, wide), (after, step.after, high))
+    ]
+    return Form(groups, *layouts)
+
+
+def _place(
+    spreads: list[Spread],
+    segments: Sequence[int],
+    widths: Sequence[int],
+    groups: int,
+    first: int,
+    width: int,
+    used: int,
+    share: int,
+) -> None:
+    """Spread the segments of a component over its groups of ``width`` channels, of which ``used`` are taken."""
+    if len(segments) == 1:
+        (segment,) = segments
+        spreads[segment] = Spread(first * width, width, used)
+        return
+    start = first * width
+    for segment in segments:
+        run = widths[segment] // groups
+        spreads[segment] = Spread(start, width // share if used == width else width, run)
+        start += run
 
 
 def _as_natural(spreads: tuple[Spread, ...], widths: Sequence[int]) -> tuple[Spread, ...]:
@@ -156,22 +217,6 @@ def _as_natural(spreads: tuple[Spread, ...], widths: Sequence[int]) -> tuple[Spr
         Spread(s.base, width, width) if s.stride == s.run or width <= s.run else s
         for s, width in zip(spreads, widths, strict=True)
     )
-
-
-def _fan_forms(step: LinearStep) -> list[Form]:
-    """One segment fans out into several, or several into one, and every map has a common number of groups."""
-    groups = reduce(gcd, (m.groups for m in step.blocks.values()))
-    if groups == 1:
-        return []
-    before, after = (_interleaved(widths, groups) for widths in (step.before, step.after))
-    return [Form(groups, before, after)]
-
-
-def _interleaved(widths: Sequence[int], groups: int) -> Layout:
-    runs = [width // groups for width in widths]
-    total = sum(runs)
-    spreads = tuple(Spread(sum(runs[:i]), total, run) for i, run in enumerate(runs))
-    return Layout(_as_natural(spreads, widths), total * groups)
 
 
 def build(step: LinearStep, form: Form) -> Affine:

@@ -1,0 +1,1 @@
+"""What becomes of every residual sum of torchvision and timm: ``python -m benchmarks.coverage``, see ``__main__``."""

@@ -1,0 +1,61 @@
+"""Reads the arguments of the functions and methods that a graph calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from rmfx.front.kinds import Kind, Kinds
+from rmfx.front.opnames import op_name
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """An argument of a call, by position (the tensor is 0) or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def literal(value: Any, kinds: Kinds) -> int | None:
+    """The whole number that an argument is, where it is one whatever the input."""
+    if isinstance(value, fx.Node):
+        value = kinds[value].value if value in kinds and not kinds[value].tensor else None
+    return value if type(value) is int else None
+
+
+def sizes_of_call(node: fx.Node, start: int = 1, name: str = "shape") -> tuple[Any, ...]:
+    """The sizes that a view, reshape or expand is given, as they stand in the graph."""
+    given = node.args[start:] or (node.kwargs.get(name, node.kwargs.get("size", ())),)
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else tuple(given)
+
+
+def part_lengths(node: fx.Node, source: Kind) -> tuple[int, list[int]] | None:
+    """The axis and the lengths of the parts that a split gives, where they are fixed."""
+    name = op_name(node)
+    given = argument(node, 1, _SPLITS[str(name)], None)
+    axis = argument(node, 2, "dim", 0)
+    if type(axis) is not int or source.rank is None or not -source.rank <= axis < source.rank:
+        return None
+    axis %= source.rank
+    size = source.sizes[axis]
+    if isinstance(given, tuple | list):
+        whole = [part for part in given if type(part) is int]
+        if len(whole) != len(given):
+            return None
+        if name == "tensor_split":
+            return None
+        return axis, whole
+    if type(given) is not int or given < 1 or size is None:
+        return None
+    if name == "tensor_split":
+        return axis, [size // given + (index < size % given) for index in range(given)]
+    step = given if name.startswith("split") else -(-size // given)  # type: ignore[union-attr]
+    return axis, [min(step, size - start) for start in range(0, size, step)]
+
+
+_SPLITS = {
+    "split": "split_size_or_sections",
+    "split_with_sizes": "split_sizes",
+    "chunk": "chunks",
+    "tensor_split": "indices_or_sections",
+}
+SPLITS = frozenset(_SPLITS)

@@ -1,0 +1,1 @@
+"""Reads an ONNX file as a torch network: one rule per operator, on top of onnx-ir."""

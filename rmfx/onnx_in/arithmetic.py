@@ -1,0 +1,227 @@
+"""Sums, products, comparisons, reductions and casts; on sizes, too, which torch keeps as Python numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+from rmfx.onnx_in.call import DTYPES, Call, Rule, Rules, Size, Sizes, Value
+from rmfx.onnx_in.pooling import global_average
+
+_ON_SIZES = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.floordiv}
+
+
+def _operand(call: Call, index: int, beside: int) -> Any:
+    """Input ``index``; a single constant as a Python number, which takes on the dtype of the tensor beside it."""
+    value = call.value(index)
+    other = call.value(beside)
+    if isinstance(value, Tensor) and value.numel() == 1 and isinstance(other, fx.Node):
+        shape = call.shape(beside)
+        if value.dim() == 0 or (shape is not None and value.dim() <= len(shape)):
+            number = value.item()
+            if not isinstance(number, float) or math.isfinite(number):
+                return number
+    return call.tensor(index)
+
+
+def binary(function: Callable[..., Any]) -> Rule:
+    """An operator of two tensors, or of sizes."""
+
+    def rule(call: Call) -> Value:
+        if any(isinstance(call.value(i), Sizes) for i in (0, 1)):
+            return _on_sizes(call)
+        return call.function(function, _operand(call, 0, 1), _operand(call, 1, 0))
+
+    return rule
+
+
+def _on_sizes(call: Call) -> Sizes:
+    what = _ON_SIZES.get(call.node.op_type)
+    if what is None:
+        call.fail("arithmetic on sizes that torch does not do in Python numbers")
+    left, right = call.sizes(0, "first operand"), call.sizes(1, "second operand")
+    count = max(len(left.items), len(right.items))
+    if any(len(side.items) not in (1, count) for side in (left, right)):
+        call.fail("sizes of different lengths")
+    pairs = ((side.items * count)[:count] for side in (left, right))
+    return Sizes(tuple(_size(call, what, a, b) for a, b in zip(*pairs, strict=True)), left.scalar and right.scalar)
+
+
+def _size(call: Call, what: Callable[[Any, Any], Any], a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return int(what(a, b))
+    return call.function(what, a, b)
+
+
+def divide(call: Call) -> Value:
+    """``Div``; of integers it rounds towards zero."""
+    if any(isinstance(call.value(i), Sizes) for i in (0, 1)):
+        return _on_sizes(call)
+    operands = _operand(call, 0, 1), _operand(call, 1, 0)
+    dtype = call.dtype(0) or call.dtype(1)
+    if dtype is None:
+        call.fail("the type of its input is not known: run onnx.shape_inference on the file first")
+    if dtype.is_floating_point:
+        return call.function(operator.truediv, *operands)
+    return call.function(torch.div, *operands, rounding_mode="trunc")
+
+
+def modulo(call: Call) -> Value:
+    """``Mod``, with the sign of the divisor or, with ``fmod``, of the dividend."""
+    function = torch.fmod if call.attribute("fmod", 0) else torch.remainder
+    return call.function(function, _operand(call, 0, 1), _operand(call, 1, 0))
+
+
+def power(call: Call) -> Value:
+    """``Pow``."""
+    exponent = _operand(call, 1, 0)
+    return call.function(torch.pow, call.tensor(0), exponent)
+
+
+def summed(call: Call) -> Value:
+    """``Sum`` of any number of tensors, two at a time."""
+    return _chain(call, operator.add)
+
+
+def mean_of(call: Call) -> Value:
+    """``Mean`` of any number of tensors."""
+    total = _chain(call, operator.add)
+    return call.function(operator.truediv, total, len(call.inputs)) if len(call.inputs) > 1 else total
+
+
+def extreme(function: Callable[..., Any]) -> Rule:
+    """``Max`` and ``Min`` of any number of tensors."""
+
+    def rule(call: Call) -> Value:
+        return _chain(call, function)
+
+    return rule
+
+
+def _chain(call: Call, function: Callable[..., Any]) -> Value:
+    if len(call.inputs) == 1:
+        return call.value(0)
+    tensors = [call.tensor(i) for i in range(len(call.inputs))]
+    return functools.reduce(lambda a, b: call.function(function, a, b), tensors)
+
+
+def where(call: Call) -> Value:
+    """``Where``."""
+    return call.function(torch.where, *(call.tensor(i) for i in range(3)))
+
+
+def compare(function: Callable[..., Any]) -> Rule:
+    """A comparison, or an operator of booleans."""
+
+    def rule(call: Call) -> Value:
+        return call.function(function, call.tensor(0), call.tensor(1))
+
+    return rule
+
+
+def cast(call: Call) -> Value:
+    """``Cast`` and ``CastLike``."""
+    if isinstance(call.value(0), Sizes):
+        if not _stays_integer(call):
+            call.fail("it makes floats of sizes")
+        return call.value(0)
+    wanted = call.dtype(1) if call.node.op_type == "CastLike" else DTYPES.get(ir.DataType(call.attribute("to")))
+    if wanted is None:
+        call.fail("the type it casts to is not known, or none of torch's")
+    return call.value(0) if call.dtype(0) == wanted else call.method("to", call.tensor(), wanted)
+
+
+def _stays_integer(call: Call) -> bool:
+    return call.node.op_type == "Cast" and DTYPES.get(ir.DataType(call.attribute("to"))) in (torch.int64, torch.int32)
+
+
+def reduce_mean(call: Call) -> Value:
+    """``ReduceMean``; over all spatial dimensions it is a global average pool."""
+    axes, keep = _axes(call), bool(call.attribute("keepdims", 1))
+    shape = call.shape()
+    rank = 0 if shape is None else len(shape)
+    if axes and keep and 3 <= rank <= 5 and sorted(axis % rank for axis in axes) == list(range(2, rank)):
+        return global_average(call)
+    return _reduced(call, torch.mean)
+
+
+def reduction(function: Callable[..., Any]) -> Rule:
+    """``ReduceSum``, ``ReduceMax``, ...: ``function`` takes a tensor, dimensions and ``keepdim``."""
+
+    def rule(call: Call) -> Value:
+        return _reduced(call, function)
+
+    return rule
+
+
+def reduce_norm(call: Call) -> Value:
+    """``ReduceL2``."""
+    axes = _axes(call)
+    if axes == []:
+        call.fail("it reduces no dimension")
+    axes = list(range(call.rank())) if axes is None else axes
+    return call.function(torch.linalg.vector_norm, call.tensor(), 2, tuple(axes), bool(call.attribute("keepdims", 1)))
+
+
+def _reduced(call: Call, function: Callable[..., Any]) -> Value:
+    axes = _axes(call)
+    if axes == []:
+        return call.value(0)
+    axes = list(range(call.rank())) if axes is None else axes
+    return call.function(function, call.tensor(), tuple(axes), bool(call.attribute("keepdims", 1)))
+
+
+def _axes(call: Call) -> list[int] | None:
+    """The dimensions to reduce: ``None`` for all, empty for none."""
+    axes = call.ints(1, "axes")
+    return [] if not axes and call.attribute("noop_with_empty_axes", 0) else axes or None
+
+
+def arg_extreme(function: Callable[..., Any]) -> Rule:
+    """``ArgMax`` and ``ArgMin``; of equal values the first."""
+
+    def rule(call: Call) -> Value:
+        if call.attribute("select_last_index", 0):
+            call.fail("of equal values it takes the last, torch any")
+        return call.function(function, call.tensor(), call.attribute("axis", 0), bool(call.attribute("keepdims", 1)))
+
+    return rule
+
+
+RULES: Rules = {
+    "Add": binary(operator.add),
+    "Sub": binary(operator.sub),
+    "Mul": binary(operator.mul),
+    "Div": divide,
+    "Mod": modulo,
+    "Pow": power,
+    "Sum": summed,
+    "Mean": mean_of,
+    "Max": extreme(torch.maximum),
+    "Min": extreme(torch.minimum),
+    "Where": where,
+    "Equal": compare(torch.eq),
+    "Greater": compare(torch.gt),
+    "GreaterOrEqual": compare(torch.ge),
+    "Less": compare(torch.lt),
+    "LessOrEqual": compare(torch.le),
+    "And": compare(torch.logical_and),
+    "Or": compare(torch.logical_or),
+    "Xor": compare(torch.logical_xor),
+    "Cast": cast,
+    "CastLike": cast,
+    "ReduceMean": reduce_mean,
+    "ReduceSum": reduction(torch.sum),
+    "ReduceMax": reduction(torch.amax),
+    "ReduceMin": reduction(torch.amin),
+    "ReduceL2": reduce_norm,
+    "ArgMax": arg_extreme(torch.argmax),
+    "ArgMin": arg_extreme(torch.argmin),
+}

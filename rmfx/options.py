@@ -1,0 +1,49 @@
+"""What a conversion can be told, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rmfx.algebra.carrier import CHOICES, SHIFT_BITS
+from rmfx.errors import RmfxError
+from rmfx.report import Entry
+
+Policy = str | Callable[[Entry], bool] | Collection[str]
+_DOWNSAMPLE = ("cheaper", "conv", "input")
+_FUSE = ("cheaper", "always", "never")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert; the fields are the keyword arguments of :func:`convert`."""
+
+    policy: Policy = "all"
+    carrier: str = "auto"
+    downsample: str = "cheaper"
+    fuse: str = "cheaper"
+    max_growth: float | None = None
+    keep_bn: bool = False
+    concat: bool = False
+    drop_dead_channels: bool = False
+    shift_bits: float = SHIFT_BITS
+    value_ranges: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_one_of("carrier", self.carrier, CHOICES)
+        _require_one_of("downsample", self.downsample, _DOWNSAMPLE)
+        _require_one_of("fuse", self.fuse, _FUSE)
+        if not (isinstance(self.shift_bits, (int, float)) and self.shift_bits >= 0):
+            raise RmfxError(f"shift_bits must be a number of bits, at least 0, got {self.shift_bits!r}")
+        if isinstance(self.policy, str):
+            _require_one_of("policy", self.policy, ("all",), " (or a callable, or a list of places)")
+        elif not callable(self.policy) and not isinstance(self.policy, Collection):
+            raise RmfxError(f"policy must be 'all', a callable, or a list of places, got {self.policy!r}")
+        if self.max_growth is not None and not (isinstance(self.max_growth, (int, float)) and self.max_growth > 0):
+            raise RmfxError(f"max_growth must be a positive factor, got {self.max_growth!r}")
+
+
+def _require_one_of(option: str, value: str, choices: tuple[str, ...], more: str = "") -> None:
+    if value not in choices:
+        raise RmfxError(f"{option} must be one of {', '.join(map(repr, choices))}{more}, got {value!r}")
