@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -136,6 +137,15 @@ def provenance() -> dict[str, object]:
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
     }
+
+
+def code_version() -> str:
+    """Names what is measured, the sources of rmfx as they are: equal for equal sources, whatever else a commit changed."""
+    digest = hashlib.sha256()
+    for folder in ("rmfx", "passes"):
+        for file in sorted((RESULTS.parents[1] / folder).rglob("*.py")):
+            digest.update(file.relative_to(RESULTS.parents[1]).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str:

@@ -39,6 +39,9 @@ class Row:
     verdict: Verdict
     seconds: float
 
+    def __str__(self) -> str:
+        return f"seed {self.seed}: {self.verdict.status}"
+
 
 @dataclass
 class Tally:

@@ -254,9 +254,7 @@ def _plan(
     _annotate(gm, inputs)
     tensors = storage_table(gm)
     before = account.before(original, gm)
-    removal = RemoveResidual(
-        options.carrier, options.downsample, concat=options.concat, shift_bits=options.shift_bits
-    )
+    removal = RemoveResidual(options.carrier, options.downsample, concat=options.concat, shift_bits=options.shift_bits)
     drop_dead = options.drop_dead_channels and computes  # it reads weights
     passes = training_passes(removal) if options.keep_bn else inference_passes(removal, options.fuse, drop_dead)
     results = run_passes(gm, passes, account.veto(options.policy, options.max_growth), keep_dropout=options.keep_bn)

@@ -447,7 +447,8 @@ SLICES: dict[str, Block] = {
         net(_rexnet, a=lambda: cbn(4, 8, 1), b=lambda: cbn(8, 6, 1)), shape=(2, 4, 7, 9)
     ),
     "partial conv": Block(
-        net(_partial_conv, stem=lambda: conv(6, 6, 1), part=lambda: conv(2, 2), a=lambda: cbn(6, 9, 1), b=lambda: conv(9, 6, 1))
+        net(_partial_conv, stem=lambda: conv(6, 6, 1), part=lambda: conv(2, 2), a=lambda: cbn(6, 9, 1),
+            b=lambda: conv(9, 6, 1))
     ),
     "mixnet": Block(
         net(_mixnet, head=lambda: cbr(6, 8, 1), a=lambda: _dw(4, 3), b=lambda: _dw(2, 5), c=lambda: _dw(2, 7),

@@ -12,11 +12,11 @@ from oracle import assert_equivalent
 from torch import Tensor, nn
 
 import rmfx
+from rmfx import Entry
 from rmfx.front.normal import check_normal
 from rmfx.hostile import randomise
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
     "split": {"carrier": "split"},
     "conv": {"downsample": "conv", "fuse": "always"},
     "keep_bn": {"keep_bn": True},
@@ -26,7 +26,21 @@ STAYS: dict[tuple[str, str], tuple[int, str]] = {
     ("gate: full", "split"): (1, "which Sigmoid does not satisfy"),
     ("gate: a tensor of the region", "split"): (2, "which Sigmoid does not satisfy"),
     ("slice: clamps of parts", "split"): (1, "which ReLU6 does not satisfy"),
+    ("gate: for two products", "split"): (2, "which Sigmoid does not satisfy"),
+    ("gate: in a gate", "split"): (1, "which Sigmoid does not satisfy"),
     ("sum: read by both", "split"): (1, "no single layer applies ReLU and Tanh"),
+}
+# Where products stay: of gates, and of what follows a block.
+GATED = ("gate: ", "slice: mixnet", "sum: a size read off a gate")
+BEHIND = {
+    "gate: cbam's": {"add"},
+    "slice: csp": {"cat", "ChannelSlice"},
+    "sum: sizes read inside": {"mul"},
+}
+UNKNOWN = {  # what only example inputs tell, but for the shapes of gates
+    "gate: a gated value and itself joined": "'relu' inside the branch is also read outside, by mul, se_pool",
+    "slice: features": "a getitem on the branch, picks positions or channels that are not known",
+    "sum: resnet-d": "changes the size in a way that not every branch follows at all input sizes",
 }
 WITHOUT_SHAPES = "multiplies two tensors: pass example_inputs, their shapes tell which is the gate"
 
@@ -51,59 +65,57 @@ def assert_same_at_other_sizes(model: nn.Module, converted: nn.Module, x: Tensor
         assert_equivalent(model, converted, larger)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", BLOCKS)
-def test_every_block(name: str, option: str) -> None:
-    block, (model, x) = BLOCKS[name], built(name)
-    converted = rmfx.convert(model, x, verify=False, **OPTIONS[option])
-    report = rmfx.report(converted)
-    stays, reason = STAYS.get((name, option), (0, ""))
+def removed(name: str, model: nn.Module, converted: nn.Module, x: Tensor, stays: int = 0) -> list[Entry]:
+    """The entries of the removed sums, of which there are as many as there should be; the function is the same."""
+    report, block = rmfx.report(converted), BLOCKS[name]
     assert (len(report.entries), report.count("removed")) == (block.sums, max(block.gone - stays, 0))
-    assert not stays or any(reason in (entry.reason or "") for entry in report.entries)
     check_normal(converted)
     converted.graph.lint()
     assert_equivalent(model, converted, x)
     assert_same_at_other_sizes(model, converted, x, any(entry.size_conditions for entry in report.entries))
+    return [entry for entry in report.entries if entry.status == "removed"]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
+def test_every_block(name: str) -> None:
+    model, x = built(name)
+    converted = rmfx.convert(model, x, verify=False)
+    entries = removed(name, model, converted, x)
+    totals = rmfx.report(converted).totals
+    for network, counted in ((model, totals.macs_before), (converted, totals.macs_after)):
+        assert counted == macs(network, x)
+    taps = [tap for entry in entries for tap in entry.carried_taps]
+    assert all(converted.state_dict()[target][index] == 1.0 for target, index in taps)
+    left = set(operations(converted)) & {"add", "cat", "ChannelSlice", "mul"}
+    assert left - BEHIND.get(name, set()) == ({"mul"} if name.startswith(GATED) else set())
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, list(OPTIONS)[i % 3]) for i, name in enumerate(BLOCKS)])
+def test_options(name: str, option: str) -> None:
+    model, x = built(name)
+    converted = rmfx.convert(model, x, verify=False, **OPTIONS[option])
+    stays, reason = STAYS.get((name, option), (0, ""))
+    removed(name, model, converted, x, stays)
+    assert not stays or any(reason in (entry.reason or "") for entry in rmfx.report(converted).entries)
+
+
+@pytest.mark.parametrize("name", [*list(BLOCKS)[::3], "slice: features", "sum: resnet-d", "slice: res2net"])
 def test_without_example_inputs(name: str) -> None:
     model, x = built(name)
     converted = rmfx.convert(model, verify=False)
     entries = rmfx.report(converted).entries
-    if name.startswith("gate: ") or name in ("slice: mixnet", "sum: a size read off a gate"):
-        assert any(WITHOUT_SHAPES in (entry.reason or "") for entry in entries)
-    else:
+    reason = UNKNOWN.get(name, WITHOUT_SHAPES if name.startswith(GATED) else None)
+    if reason is None:
         assert all(entry.status == "removed" for entry in entries) and len(entries) == BLOCKS[name].sums
+    else:
+        assert any(reason in (entry.reason or "") for entry in entries)
     assert_equivalent(model, converted, x)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_nothing_is_left_beside_the_sequence(name: str) -> None:
-    block, (model, x) = BLOCKS[name], built(name)
-    if block.gone < block.sums:
-        return assert_equivalent(model, rmfx.convert(model, x), x)
-    left = operations(rmfx.convert(model, x, verify=False))
-    assert "add" not in left and "cat" not in left and "ChannelSlice" not in left
-    gated = name.startswith("gate: ") or name in (
-        "slice: mixnet",
-        "sum: a size read off a gate",
-        "sum: sizes read inside",
-    )
-    assert ("mul" in left) == gated
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_the_report_counts_what_runs(name: str) -> None:
-    model, x = built(name)
-    converted = rmfx.convert(model, x, verify=False)
-    report = rmfx.report(converted)
-    assert report == rmfx.explain(model, x)
-    for network, counted in ((model, report.totals.macs_before), (converted, report.totals.macs_after)):
-        assert counted == macs(network, x)
-    for entry in report.entries:
-        for target, tap in entry.carried_taps:
-            assert converted.state_dict()[target][tap] == 1.0
+def test_explain_foretells() -> None:
+    for name in ("gate: se inline", "slice: mixnet", "sum: deep"):
+        model, x = built(name)
+        assert rmfx.explain(model, x) == rmfx.report(rmfx.convert(model, x))
 
 
 def macs(network: nn.Module, x: Tensor) -> int:
@@ -128,5 +140,5 @@ def test_half_precision(name: str) -> None:
     model, x = built(name)
     for dtype in (torch.float16, torch.bfloat16):
         half = rmfx.convert(model.to(dtype), x.to(dtype), verify=False)
-        assert {tensor.dtype for tensor in half.state_dict().values()} == {dtype}
+        assert {tensor.dtype for tensor in half.state_dict().values() if tensor.is_floating_point()} == {dtype}
         assert torch.isfinite(half(x.to(dtype))).all()

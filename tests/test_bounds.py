@@ -30,7 +30,7 @@ from rmfx.algebra.grid import Axis, Grid
 from rmfx.algebra.pointwise import EVERYTHING
 from rmfx.errors import RmfxError
 from rmfx.graph.bounds import GIVEN, bounds_of, give_ranges
-from rmfx.graph.facts import annotate
+from rmfx.graph.facts import annotate, range_of
 from rmfx.hostile import randomise
 from rmfx.modules import ChannelAffine, MaskedActivation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -271,3 +272,90 @@ def test_the_carrier_of_a_reduced_precision_model_is_exact_too() -> None:
     model, _ = converted_of(behind_linear_stem(inverted, 4)())
     converted = rmfx.convert(model.to(torch.bfloat16))
     assert all(m.low.dtype == torch.bfloat16 for m in layers(converted, ChannelClamp))
+
+
+# -- split through smooth activations, and shift ----------------------------------------------------------------------
+
+SPLITTING = {
+    "LeakyReLU": nn.LeakyReLU,
+    "SiLU": nn.SiLU,
+    "GELU": nn.GELU,
+    "GELU, tanh": lambda: nn.GELU("tanh"),
+    "Hardswish": nn.Hardswish,
+}
+
+
+@pytest.mark.parametrize("name", SPLITTING)
+@pytest.mark.parametrize("c", [4, 5])
+def test_smooth_activations_recombine_in_groups_of_two(name: str, c: int) -> None:
+    """Behind each activation the pair is recombined: the depthwise convolution becomes one of groups of two."""
+    model = behind_linear_stem(lambda: inverted(c, act=SPLITTING[name]), c)()
+    _, converted = converted_of(model, carrier="split")
+    width = 12 + 2 * c
+    assert rmfx.report(converted).entries[0].carrier == "split"
+    assert convs(converted) == [(c, width, 1), (width, width, width // 2), (width, c, 1)]
+    assert not layers(converted, MaskedActivation)
+
+
+def test_an_odd_width_beside_a_pair_gets_a_dead_channel() -> None:
+    branch = nn.Sequential(conv(4, 7, 1), nn.SiLU(), conv(7, 7, 3, groups=7), nn.SiLU(), conv(7, 4, 1))
+    _, converted = converted_of(nn.Sequential(conv(3, 4), Residual(branch)), carrier="split")
+    assert convs(converted)[1] == (16, 16, 8)
+
+
+def test_split_where_no_single_layer_masks() -> None:
+    """One PReLU per position beside a carried tensor has no masked form, but a slope for all has a split one."""
+    x = hostile(2, 5, 4)
+    model = Lambda(lambda m, x: x + m.b(m.a(m.c(x)).relu()), a=nn.Linear(4, 6), b=nn.Linear(6, 4), c=nn.Linear(4, 4))
+    converted = rmfx.convert(randomise(model.double(), x / 8), x, carrier="split")
+    assert rmfx.report(converted).entries[0].carrier == "split"
+    assert_equivalent(model, converted, x)
+
+
+def bounded_block(act: nn.Module) -> nn.Module:
+    """A linear bottleneck behind a convolution of what a ReLU6 has made: weights prove its bounds."""
+    branch = nn.Sequential(conv(4, 8, 1), act, conv(8, 4, 1))
+    return nn.Sequential(conv(3, 6), nn.ReLU6(), conv(6, 4, 1), Residual(branch))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.1)])
+def test_shift_by_bounds_that_weights_prove(act: nn.Module) -> None:
+    _, converted = converted_of(bounded_block(act), carrier="shift", shift_bits=100)
+    assert rmfx.report(converted).entries[0].carrier == "shift"
+    assert [type(layer) for layer in converted.modules()].count(type(act)) >= 1
+    assert not layers(converted, nn.PReLU) and not layers(converted, ChannelClamp)
+
+
+def test_shift_without_bounds_is_refused() -> None:
+    x = hostile(*SHAPE)
+    model = randomise(behind_linear_stem(basic, 6)().double(), x / 8)
+    (entry,) = rmfx.report(rmfx.convert(model, x, carrier="shift")).entries
+    assert entry.status == "refused" and "pass value_ranges" in (entry.reason or "")
+
+
+def test_shift_that_costs_too_many_bits_is_refused() -> None:
+    x = hostile(*SHAPE)
+    model = randomise(bounded_block(nn.ReLU()).double(), x / 8)
+    (entry,) = rmfx.report(rmfx.convert(model, x, carrier="shift", shift_bits=0)).entries
+    assert entry.status == "refused" and "bits of precision" in (entry.reason or "")
+
+
+def test_shift_does_not_pass_a_padded_convolution_as_a_bias() -> None:
+    """Decoding in front of zero padding would put the constant where the padding has none: Dirac taps carry it past."""
+    branch = nn.Sequential(conv(4, 8, 3), nn.ReLU(), conv(8, 8, 3), nn.ReLU(), conv(8, 4, 3))
+    model = nn.Sequential(conv(3, 6), nn.ReLU6(), conv(6, 4, 1), Residual(branch))
+    _, converted = converted_of(model, carrier="shift", shift_bits=100)
+    assert rmfx.report(converted).entries[0].carrier == "shift"
+
+
+def test_shift_keeps_the_float32_error_small() -> None:
+    """At most two bits are lost: the error grows at most four times."""
+    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.manual_seed(0)
+    model = bounded_block(nn.ReLU()).eval()
+    converted = rmfx.convert(model, x, carrier="shift", value_ranges=rmfx.bounds_from_data(model, [x]))
+    assert rmfx.report(converted).entries[0].carrier == "shift"
+    with torch.no_grad():
+        truth = copy.deepcopy(model).double()(x.double())
+        errors = [float((net(x).double() - truth).square().mean().sqrt()) for net in (model, converted)]
+    assert errors[1] <= 4 * errors[0]

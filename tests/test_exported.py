@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.nn import functional as F
 
 import rmfx
-from rmfx import TraceError
+from rmfx import TraceError, VerificationError
 from rmfx.front.aten import spell_aten
 from rmfx.front.doors import enter
 from rmfx.front.exported import program_graph
@@ -263,6 +263,16 @@ SIZES: list[tuple[Any, bool]] = [
 @pytest.mark.parametrize(("function", "depends"), SIZES, ids=range(len(SIZES)))
 def test_what_depends_on_sizes(function: Any, depends: bool) -> None:
     assert depends_on_sizes(Sized(function).eval(), (torch.zeros(2, 4, 8, 8),), {}) is depends
+
+
+def test_a_wrong_result_is_no_reason_to_convert_in_parts() -> None:
+    model, image = net(Branching)
+    wrong, _ = net(Branching)
+    with torch.no_grad():
+        wrong.fc.bias += 1e-6
+    converted = rmfx.convert(wrong, image)
+    with pytest.raises(VerificationError, match="first at fc"):
+        rmfx.verify(model, converted, image)
 
 
 class OneApart(nn.Module):

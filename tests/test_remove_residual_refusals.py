@@ -169,7 +169,7 @@ REFUSES = {
     ),
     "linear, of equal sizes at some input sizes only": Case(
         residual(conv(4, 4), nn.AvgPool2d(2), shortcut=conv(4, 4, 3, 2)),
-        reason="a layer changes the size in a way that not every branch follows at all input sizes: pass example_inputs",
+        reason="a layer changes the size in a way that not every branch follows at all input sizes: pass example_in",
     ),
     "smaller inside": Case(
         residual(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=2)),

@@ -5,7 +5,7 @@ weights and hostile batch-norm statistics, converted in float64 and compared wit
 own. Each residual sum of the original graph has a class (``classes.py``), and an outcome: removed, or the reason why
 not. One row per network goes to ``benchmarks/results/coverage.jsonl``; a run goes on where the last one stopped.
 
-    python -m benchmarks.coverage                         run what has no row of this commit yet
+    python -m benchmarks.coverage                         run what has no row of these sources yet
     python -m benchmarks.coverage --models 'resnet*'      only these, with or without the source in front
     python -m benchmarks.coverage --explain               plan only, compute nothing; rows go to a temporary file
     python -m benchmarks.coverage --table                 the tables and the figures; exit status 1 where one is missed
@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.common import provenance
+from benchmarks.common import code_version, provenance
 from benchmarks.coverage import store
 from benchmarks.coverage.models import SOURCES, all_names, matching
 from benchmarks.coverage.sweep import BLAMELESS, Plan, sweep
@@ -42,7 +42,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", metavar="PATTERN", help="only these, such as 'timm:res*'")
     parser.add_argument("--zoo", choices=SOURCES, help="only this source")
     parser.add_argument("--only-failed", action="store_true", help="only those whose last row is a failure")
-    parser.add_argument("--again", action="store_true", help="also those that have a row of this commit")
+    parser.add_argument("--again", action="store_true", help="also those that have a row of these sources")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
     parser.add_argument("--memory", type=float, default=_free_memory(), help="GiB for all workers (default: 85 %%)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one network (default: 600)")
@@ -81,15 +81,13 @@ def _wanted(names: list[str], arguments: argparse.Namespace, path: Path) -> list
         return [name for name in names if rows.get(name, {}).get("status", "right") not in BLAMELESS]
     if arguments.again:
         return names
-    now = provenance()
-    same = {name for name, row in rows.items() if row["commit"] == now["commit"]}
-    same &= {name for name, row in rows.items() if row["uncommitted_changes"] == now["uncommitted_changes"]}
-    return [name for name in names if name not in same]
+    now = code_version()
+    return [name for name in names if rows.get(name, {}).get("code") != now]
 
 
 def _run(names: list[str], arguments: argparse.Namespace, path: Path) -> None:
     plan = Plan(arguments.workers, int(arguments.memory * GIB), arguments.timeout, not arguments.explain)
-    origin = {key: value for key, value in provenance().items() if key in PROVENANCE}
+    origin = {key: value for key, value in provenance().items() if key in PROVENANCE} | {"code": code_version()}
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

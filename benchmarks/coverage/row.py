@@ -108,7 +108,9 @@ def _plan(order: Order, row: Row) -> None:
 
 def _may_be_the_size(error: Exception) -> bool:
     """Whether planning may have failed because the network, which was not run before, takes inputs of other sizes."""
-    return not isinstance(error, RmfxError) or "cannot be run on the example inputs" in str(error)
+    if isinstance(error, RmfxError):
+        return "cannot be run on the example inputs" in str(error)
+    return isinstance(error, (RuntimeError, ValueError, TypeError, IndexError, AssertionError))
 
 
 def _explain(model: nn.Module, attempt: Attempt, row: Row) -> Report:

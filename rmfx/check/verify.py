@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.check.compare import Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
-from rmfx.front.trace import trace
+from rmfx.front.doors import enter
 from rmfx.inputs import as_tuple, bind
 from rmfx.modules import SizeGuard
 from rmfx.passes.normalise import normalise
@@ -216,7 +216,10 @@ def _first_difference(exact: nn.Module, other: nn.Module, inputs: Inputs, tolera
     """Names the first value that both networks compute and that differs."""
     if not isinstance(other, fx.GraphModule):
         return "the converted model is no GraphModule, so the layer cannot be named"
-    reference = normalise(trace(exact))
+    try:
+        reference = normalise(enter(exact, *inputs).gm)
+    except RmfxError as error:
+        return f"the layer cannot be named, since the original cannot be followed: {error}"
     wanted = {node.meta["origin"] for node in other.graph.nodes if "origin" in node.meta}
     theirs = _Recorder(reference, wanted)
     theirs.run(*bind(reference, *inputs))

@@ -41,6 +41,9 @@ def convert(
     fuse: options.FuseOption = "cheaper",
     max_growth: options.MaxGrowthOption = None,
     keep_bn: options.KeepBnOption = False,
+    concat: options.ConcatOption = False,
+    drop_dead_channels: options.DropDeadOption = False,
+    shift_bits: options.ShiftBitsOption = 2.0,
     partial: options.PartialOption = True,
     strict: options.StrictOption = False,
     json: options.JsonOption = False,
@@ -61,6 +64,9 @@ def convert(
             fuse=fuse,
             max_growth=max_growth,
             keep_bn=keep_bn,
+            concat=concat,
+            drop_dead_channels=drop_dead_channels,
+            shift_bits=shift_bits,
             partial=partial,
         )
     report = rmfx.report(plain)

@@ -23,6 +23,9 @@ def explain(
     fuse: options.FuseOption = "cheaper",
     max_growth: options.MaxGrowthOption = None,
     keep_bn: options.KeepBnOption = False,
+    concat: options.ConcatOption = False,
+    drop_dead_channels: options.DropDeadOption = False,
+    shift_bits: options.ShiftBitsOption = 2.0,
     partial: options.PartialOption = True,
     strict: options.StrictOption = False,
     json: options.JsonOption = False,
@@ -41,6 +44,9 @@ def explain(
             fuse=fuse,
             max_growth=max_growth,
             keep_bn=keep_bn,
+            concat=concat,
+            drop_dead_channels=drop_dead_channels,
+            shift_bits=shift_bits,
             partial=partial,
         )
     if json:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-Carrier = Literal["auto", "direct", "masked", "split"]
+Carrier = Literal["auto", "direct", "masked", "split", "shift"]
 Downsample = Literal["cheaper", "conv", "input"]
 Fuse = Literal["cheaper", "always", "never"]
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
@@ -82,6 +82,13 @@ MaxGrowthOption = Annotated[
     float | None, typer.Option("--max-growth", min=0.0, help="Refuse regions whose MACs grow beyond this factor.")
 ]
 KeepBnOption = Annotated[bool, typer.Option("--keep-bn", help="Keep batch norms, for training the plain network.")]
+ConcatOption = Annotated[bool, typer.Option("--concat", help="Remove dense and other concat skips, too.")]
+DropDeadOption = Annotated[
+    bool, typer.Option("--drop-dead-channels", help="Drop channels that are never read or always constant first.")
+]
+ShiftBitsOption = Annotated[
+    float, typer.Option("--shift-bits", min=0.0, help="Bits of precision that '--carrier shift' may cost.")
+]
 PartialOption = Annotated[
     bool,
     typer.Option(

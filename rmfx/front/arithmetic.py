@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.front.kinds import Kind
-from rmfx.modules import ChannelAffine
+from rmfx.modules import ChannelAffine, keep_exact
 
 _ADD = (operator.add, torch.add, "add")
 _SUB = (operator.sub, torch.sub, torch.subtract, "sub", "subtract")
@@ -159,7 +159,7 @@ class Arithmetic:
             return ()
         if isinstance(divisor, _Channels):
             inverse = divisor.vector.detach().double().reciprocal()
-            return self._one(first, _Channels(inverse.to(divisor.vector.dtype), divisor.axis))
+            return self._one(first, _Channels(inverse, divisor.axis))
         return self._one(first, 1 / divisor if divisor not in (0, 1) else divisor) if divisor else ()
 
     def _one(self, node: Any, scale: Any, shift: Any = 0, factor: int | float = 1) -> tuple[_Term, ...]:
@@ -204,14 +204,16 @@ class Arithmetic:
         like = next((value for value in (term.scale, term.shift) if isinstance(value, Tensor)), None)
         scale, shift = (self._as_tensor(value, like) for value in (term.scale, term.shift))
         without_shift = not isinstance(term.shift, Tensor) and term.shift == 0
-        return ChannelAffine(scale, None if without_shift else shift, term.axis)
+        layer = ChannelAffine(scale, None if without_shift else shift, term.axis)
+        keep_exact(layer, self.dtype)
+        return layer
 
     def _as_tensor(self, value: Constant, like: Tensor | None) -> Tensor:
         if isinstance(value, Tensor):
             return value
         if like is not None:
-            return torch.full_like(like, value)
-        return torch.tensor(value, dtype=self.dtype, device=self.installer.device)
+            return torch.full_like(like, value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device=self.installer.device)
 
 
 def _is_number(value: Any) -> bool:

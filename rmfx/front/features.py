@@ -23,13 +23,15 @@ def spell_feature_norm(node: fx.Node, installer: Installer, kinds: KindTable) ->
         return False
     norm, flat = _layer(node.args[0], nn.BatchNorm1d)
     flatten, x = (None, None) if flat is None else _layer(flat, nn.Flatten)
-    rank = None if x is None else kinds[x].rank
-    if norm is None or x is None or rank is None or rank < 3 or norm.running_mean is None or norm.running_var is None:
+    rank = 0 if x is None else kinds[x].rank or 0
+    if flatten is None or x is None or rank < 3 or norm.running_mean is None or norm.running_var is None:
         return False
     together = (flatten.start_dim % rank, flatten.end_dim % rank) == (0, rank - 2)
     if not together or not _back(node, x):
         return False
-    installer.layer(node, FeatureNorm(clone_sharing(norm)), x)
+    own = clone_sharing(norm)
+    assert isinstance(own, nn.BatchNorm1d)
+    installer.layer(node, FeatureNorm(own), x)
     return True
 
 

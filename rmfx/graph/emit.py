@@ -16,6 +16,7 @@ from rmfx.algebra import kernels
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.grid import layer_grid
 from rmfx.graph.facts import module_of
+from rmfx.modules import EXACT
 
 UNTOUCHED = "untouched"  # node.meta: the layer or tensor of the user's model that a node still names
 
@@ -81,7 +82,11 @@ def _own(gm: fx.GraphModule, node: fx.Node, module: nn.Module, fallback: Storage
     """Copy an untouched layer; give one that a pass has made the dtype and device of the layer it reads."""
     if "made" not in node.meta:
         untouched = node.meta.setdefault(UNTOUCHED, module)
-        gm.set_submodule(str(node.target), copy.deepcopy(untouched).to(dtype))
+        own = copy.deepcopy(untouched).to(dtype)
+        exact = own.__dict__.pop(EXACT, {})
+        for name, constant in exact.items() if dtype == torch.float64 else ():
+            own.register_buffer(name, constant)
+        gm.set_submodule(str(node.target), own)
     elif fallback.device.type != "meta":
         near = _nearest_weight(node)
         module.to(near.device, near.dtype) if near is not None else module.to(fallback.device, fallback.dtype)

@@ -13,7 +13,7 @@ from rmfx.errors import InexactError
 from rmfx.graph.facts import channels_of, is_sum, module_of, shape_of
 from rmfx.graph.spatial import AVERAGES, FAMILIES, is_spatial, spatial_map
 from rmfx.graph.spatial import size_dependent as size_dependent
-from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm
+from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm, exactly
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIXING = (*CONVS, nn.Linear)  # layers that mix channels
@@ -148,7 +148,8 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: i
     if module.weight.dim() and module.axis != (1 if dims else -1):
         raise InexactError(f"{node.name} scales another axis than the channels")
 
-    weight, bias = module.weight, module.bias
+    weight, bias = exactly(module, "weight"), exactly(module, "bias")
+    assert weight is not None
 
     def scale_shift() -> tuple[Tensor, Tensor | None]:
         return _float64(weight).expand(channels), None if bias is None else _float64(bias).expand(channels)
