@@ -529,6 +529,16 @@ SUMS: dict[str, Block] = {
         net(_pooled, a=lambda: cbn(6, 4), c=lambda: cbn(6, 4, 1), pool=lambda: nn.MaxPool2d(3, 2, 1),
             other=lambda: nn.MaxPool2d(3, 2, 1))
     ),
+    "layers behind max-pools": Block(
+        net(
+            lambda m, x: m.d(m.b(m.pool(m.a(x))).relu()) + m.pool(m.c(x)),
+            a=lambda: cbn(6, 4),
+            b=lambda: cbn(4, 5),
+            c=lambda: cbn(6, 4, 1),
+            d=lambda: cbn(5, 4),
+            pool=lambda: nn.MaxPool2d(2, 2),
+        )
+    ),
     "upsampling in both": Block(
         net(_up_and_down, a=lambda: cbn(6, 4), c=lambda: cbn(6, 4, 1), up=lambda: nn.Upsample(scale_factor=2),
             other=lambda: nn.Upsample(scale_factor=2))

@@ -294,7 +294,7 @@ def test_initialisers_are_skipped_and_everything_is_filled() -> None:
 def test_one_network_from_end_to_end() -> None:
     result = measure(Order("torchvision:mobilenet_v2", 2**33))
     assert (result["status"], result["sums"]) == ("right", {"C": {"removed": 10}})
-    assert result["input"] == [2, 3, 75, 75] and 0 < result["difference"] < 1e-11
+    assert result["input"] == [2, 3, 96, 96] and 0 < result["difference"] < 1e-11
     json.dumps(result)
 
 

@@ -38,7 +38,7 @@ def _rows(m: Any, x: Tensor) -> Tensor:
 def _before_the_join(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).relu()
     part = x[:, :4, : y.size(2), : y.shape[-1]]
-    return m.b(y) + m.c(x) - part.sin() * part.size(0)
+    return (m.b(y) + m.c(x)) * part.mean((1, 2, 3), keepdim=True)
 
 
 def _batch(m: Any, x: Tensor) -> Tensor:

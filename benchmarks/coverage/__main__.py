@@ -46,6 +46,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (default: 2)")
     parser.add_argument("--memory", type=float, default=_free_memory(), help="GiB for all workers (default: 85 %%)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one network (default: 600)")
+    parser.add_argument("--size", type=int, help="input size to try first; give --output, so that rows do not mix")
     parser.add_argument("--output", type=Path, help="the file of rows")
     return parser.parse_args()
 
@@ -86,7 +87,9 @@ def _wanted(names: list[str], arguments: argparse.Namespace, path: Path) -> list
 
 
 def _run(names: list[str], arguments: argparse.Namespace, path: Path) -> None:
-    plan = Plan(arguments.workers, int(arguments.memory * GIB), arguments.timeout, not arguments.explain)
+    plan = Plan(
+        arguments.workers, int(arguments.memory * GIB), arguments.timeout, not arguments.explain, arguments.size
+    )
     origin = {key: value for key, value in provenance().items() if key in PROVENANCE} | {"code": code_version()}
     columns = (
         BarColumn(),

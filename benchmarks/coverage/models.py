@@ -48,30 +48,36 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def attempts(name: str) -> Iterator[Attempt]:
-    """Ways to build ``name``, in order of preference: small inputs first, the published size last."""
+def attempts(name: str, size: int | None = None) -> Iterator[Attempt]:
+    """Ways to build ``name``, in order of preference: small inputs first, the published size last.
+
+    Args:
+        name: of the network.
+        size: tried before all others, where the network takes any.
+    """
     source, _, network = name.partition(":")
+    free = FREE_SIZES if size is None else (size, *FREE_SIZES)
     if source == "torchvision":
         own = 299 if network == "inception_v3" else 224
-        sizes = () if network.startswith(("vit_", "maxvit")) else FREE_SIZES
+        sizes = () if network.startswith(("vit_", "maxvit")) else free
         if network.startswith("vit_"):
             patch = int(network.rpartition("_")[2])
             yield Attempt((BATCH, 3, 4 * patch, 4 * patch), (("image_size", 4 * patch),))
         elif network.startswith("maxvit"):
             yield Attempt((BATCH, 3, 64, 64), (("input_size", (64, 64)), ("partition_size", 2)))
-        for size in (*sizes, own):
-            yield Attempt((BATCH, 3, size, size))
+        for pixels in (*sizes, own):
+            yield Attempt((BATCH, 3, pixels, pixels))
         return
     config = import_timm().models.get_pretrained_cfg(network)
     channels, *own = config.input_size
     if config.fixed_input_size:
-        for size in FIXED_SIZES:
-            if size < own[0]:
-                yield Attempt((BATCH, channels, size, size), (("img_size", size),))
+        for pixels in FIXED_SIZES:
+            if pixels < own[0]:
+                yield Attempt((BATCH, channels, pixels, pixels), (("img_size", pixels),))
     else:
-        for size in FREE_SIZES:
-            if size < own[0]:
-                yield Attempt((BATCH, channels, size, size))
+        for pixels in free:
+            if pixels < own[0]:
+                yield Attempt((BATCH, channels, pixels, pixels))
     yield Attempt((1, channels, *own))
 
 

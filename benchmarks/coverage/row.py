@@ -42,6 +42,7 @@ class Order:
         execute: convert and run, instead of planning only.
         last: nothing with more memory comes later, so what does not fit is counted only.
         limited: see to it that no more memory is taken; for the rest of this process.
+        size: of the input, to be tried first.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Order:
     execute: bool = True
     last: bool = True
     limited: bool = False
+    size: int | None = None
 
 
 class Unbuildable(Exception):
@@ -92,7 +94,7 @@ def _timed(row: Row, what: str) -> Iterator[None]:
 def _plan(order: Order, row: Row) -> None:
     """Count only: nothing is computed, so neither weights nor activations take memory."""
     misfit: Exception | None = None
-    for attempt, model, _ in _built(order.name, row):
+    for attempt, model, _ in _built(order, row):
         try:
             _explain(model, attempt, row)
         except Exception as error:
@@ -120,16 +122,16 @@ def _explain(model: nn.Module, attempt: Attempt, row: Row) -> Report:
     return report
 
 
-def _built(name: str, row: Row) -> Iterator[tuple[Attempt, nn.Module, set[int]]]:
+def _built(order: Order, row: Row) -> Iterator[tuple[Attempt, nn.Module, set[int]]]:
     """All ways of building the network that work, cheapest first; a build is used again for other sizes."""
     last_error: Exception | None = None
     known: tuple[Any, nn.Module, set[int]] | None = None
-    for attempt in attempts(name):
+    for attempt in attempts(order.name, order.size):
         if known is None or known[0] != attempt.options:
             known = None
             try:
                 with _timed(row, "build"):
-                    known = (attempt.options, *build(name, attempt))
+                    known = (attempt.options, *build(order.name, attempt))
             except Exception as error:  # a model's own code raises what it likes when a size does not fit
                 last_error = error
                 continue
@@ -144,7 +146,7 @@ def _built(name: str, row: Row) -> Iterator[tuple[Attempt, nn.Module, set[int]]]
 def _execute(order: Order, row: Row) -> None:
     misfit: Exception | None = None
     tries = 0
-    for attempt, model, skipped in _built(order.name, row):
+    for attempt, model, skipped in _built(order, row):
         try:
             if not _fits(order, model, attempt, row):
                 return

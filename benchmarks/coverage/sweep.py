@@ -32,12 +32,14 @@ class Plan:
         memory: bytes, for all of them together.
         timeout: seconds for one network.
         execute: run the networks, instead of counting only.
+        size: of the inputs, to be tried first.
     """
 
     workers: int
     memory: int
     timeout: float
     execute: bool
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from benchmarks.random_networks.gates import gate
-from benchmarks.random_networks.layers import activation, average, conv, conv_act, conv_norm, depthwise, norm
+from benchmarks.random_networks.layers import (
+    activation,
+    any_conv,
+    average,
+    conv,
+    conv_act,
+    conv_norm,
+    depthwise,
+    norm,
+    strided,
+)
 from benchmarks.random_networks.parts import branch, closing, joined, layer_scale, residual, shortcut, zero_channels
 from benchmarks.random_networks.writer import Writer
 
@@ -183,6 +193,22 @@ def down_and_up(w: Writer, x: str) -> str:
     return closing(w, joined(w, v, x))
 
 
+def changing_sizes(w: Writer, x: str) -> str:
+    """Paddings that shrink or grow the tensor inside, and are made up for by the last conv."""
+    if not w.dims:
+        return residual_block(w, x)
+    c, stride = width_and_stride(w, x)
+    v = x
+    for index in range(w.r.choice([1, 1, 2])):
+        kernel, padding = w.r.choice([1, 2, 3, 4, 5]), w.r.randint(0, 3)
+        step = stride if index == 0 and w.chance(0.5) else 1
+        made = f"nn.Conv{w.dims}d({w.channels(v)}, {w.some_channels()}, {kernel}, {step}, {padding})"
+        v = activation(w, w.emit(f"$conv({v})", conv=made))
+    wanted = strided(w.sizes(x), stride)
+    v = any_conv(w, v, c, stride if max(w.sizes(v)) > max(wanted) + 5 else 1, wanted)
+    return closing(w, residual(w, x, v))
+
+
 def plain(w: Writer, x: str) -> str:
     """No residual connection at all."""
     c, stride = width_and_stride(w, x)
@@ -215,6 +241,7 @@ RECIPES = {
     "acnet": acnet,
     "pooled branches": pooled_branches,
     "hourglass": down_and_up,
+    "changing sizes": changing_sizes,
     "plain": plain,
     "self-sum": self_sum,
 }

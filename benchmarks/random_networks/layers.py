@@ -76,8 +76,6 @@ def _conv(w: Writer, v: str, c_out: int, stride: int, kernels: tuple[int, ...]) 
     if reach % 2 or w.chance(0.12):
         if stride == 1 and w.chance(0.4, "padding='same'"):
             padding = "same"
-        elif reach % 2 and w.chance(0.4, "padding grows or shrinks"):
-            padding = reach // 2 + r.choice([0, 1])
         else:
             v, padding = _pad(w, v, reach), 0
     mode = ""

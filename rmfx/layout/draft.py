@@ -229,7 +229,7 @@ class Draft:
     def _stage(self, advancing: Sequence[int]) -> None:
         own = self._own(advancing)
         layers = [layer for number in advancing if (layer := self._op(number).layer) is not None]
-        if False:
+        if len(own) < len(self._stack):
             name = f"{self._op(advancing[0]).name}, a {type(layers[0]).__name__},"
             raise InexactError(f"{name} stands in one branch only: what is carried beside it would be changed by it")
         if not all(same_function(layers[0], layer) for layer in layers):
