@@ -140,7 +140,7 @@ def provenance() -> dict[str, object]:
 
 
 def code_version() -> str:
-    """Names what is measured, the sources of rmfx as they are: equal for equal sources, whatever else a commit changed."""
+    """Names what is measured, the sources of rmfx as they are: the same for every commit that changes others only."""
     digest = hashlib.sha256()
     for folder in ("rmfx", "passes"):
         for file in sorted((RESULTS.parents[1] / folder).rglob("*.py")):

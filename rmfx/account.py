@@ -111,12 +111,18 @@ def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModul
             if isinstance(applied.plan, JoinPlan):
                 found |= {entry.node: entry for entry in _removed(applied, applied.plan) if entry.node in before.sums}
     lines = tuple(
-        PassLine(r.name, len(r.applied), tuple((f"{x.place}:{x.node}".lstrip(":"), x.reason) for x in r.refused))
+        PassLine(r.name, len(r.applied), tuple((f"{x.place}:{x.node}".lstrip(":"), x.reason) for x in _final(r, found)))
         for r in results
     )
     notes = (*notes, *_dropout_notes(results))
     totals = Totals(before.params, network_parameters(gm), before.macs, network_macs(gm))
     return Report(tuple(found[name] for name in before.sums if name in found), totals, lines, {}, notes)
+
+
+def _final(result: PassResult, found: Mapping[str, Entry]) -> list[Refused]:
+    """What a pass refused, but for the sums that went later, with a join behind them."""
+    gone = {origin for origin, entry in found.items() if entry.status == "removed"}
+    return [refused for refused in result.refused if refused.origin not in gone]
 
 
 def _removed(applied: Applied, plan: JoinPlan) -> list[Entry]:

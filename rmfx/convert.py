@@ -119,15 +119,7 @@ def convert(
     ['Conv2d', 'Conv2d', 'PReLU']
     """
     options = Options(
-        policy,
-        carrier,
-        downsample,
-        fuse,
-        max_growth,
-        keep_bn,
-        concat,
-        drop_dead_channels,
-        shift_bits,
+        *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
         value_ranges or {},
     )
     try:
@@ -192,15 +184,7 @@ def explain(
     9
     """
     options = Options(
-        policy,
-        carrier,
-        downsample,
-        fuse,
-        max_growth,
-        keep_bn,
-        concat,
-        drop_dead_channels,
-        shift_bits,
+        *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
         value_ranges or {},
     )
     try:

@@ -86,6 +86,15 @@ class Attention(nn.Module):
         return (v @ logits.softmax(-1)).view(x.shape)
 
 
+class Star(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(1), conv(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x).relu() * self.second(x)
+
+
 class Rotary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +135,10 @@ NETS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "sample norm": ("H", lambda: Net(chain(nn.GroupNorm(1, C), conv(1), nn.GELU(), conv(1)))),
     "attention": ("I", lambda: Net(Attention())),
     "slices": ("J", lambda: Net(chain(conv(), Halves(), conv()))),
+    "linear layers": ("H", lambda: Net(chain(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)))),
+    "max pool beside": ("K", lambda: Net(chain(conv(), nn.ReLU(), conv()), nn.MaxPool2d(3, 1, 1))),
+    "average pool on it": ("K", lambda: Net(chain(conv(), nn.ReLU(), nn.AvgPool2d(3, 1, 1), conv()))),
+    "a product that is no gate": ("K", lambda: Net(chain(conv(), Star(), conv()))),
     "two nonlinear": ("merge", lambda: Net(chain(conv(), nn.ReLU(), conv()), chain(conv(), nn.ReLU()))),
 }
 

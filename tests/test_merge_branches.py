@@ -123,7 +123,7 @@ REFUSES = {
     ),
     "padding between the layers of a branch": Case(
         two(nn.Sequential(conv(4, 4), conv(4, 4)), nn.Identity()),
-        reason="the branches do not compose into one map: the outer convolution pads what the inner one, which is not 1x1",
+        reason="the branches do not compose into one map: the outer convolution pads what the inner one",
     ),
     "a pool that does not count its padding": Case(
         two(conv(4, 4), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from front import hostile, operations
+from front import Lambda, hostile, operations
 from nets import Residual, build, conv
 from oracle import assert_equivalent
 from torch import nn
@@ -252,3 +252,16 @@ def test_sizes_that_always_agree_need_no_guard() -> None:
     converted = rmfx.convert(model, x)
     assert rmfx.report(converted).entries[0].size_conditions == ()
     assert not any(isinstance(module, SizeGuard) for module in converted.modules())
+
+
+# -- concat -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concat", [False, True])
+def test_concat_skips_go_when_asked_for(concat: bool) -> None:
+    model = Lambda(lambda m, x: torch.cat((m.b(m.a(x).relu()), x), 1), a=conv(4, 6), b=conv(6, 3))
+    x = hostile(2, 4, 7, 9)
+    randomise(model.double(), x / 8)
+    converted = rmfx.convert(model, x, concat=concat)
+    assert ("cat" in operations(converted)) != concat
+    assert_equivalent(model, converted, hostile(3, 4, 8, 8))

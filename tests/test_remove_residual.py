@@ -202,7 +202,42 @@ FIRES = {
         rule=RemoveResidual(keep_norms=True),
     ),
 }
+CONCAT = RemoveResidual(concat=True)
+
+
+def dense(m: Lambda, x: torch.Tensor) -> torch.Tensor:
+    """Two layers of a DenseNet."""
+    y = torch.cat((x, m.a(x)), 1)
+    return torch.cat((y, m.b(y)), 1)
+
+
+def dense_layers(c: int) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), conv(c, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 3))
+
+
+FIRES |= {
+    "a concat skip": Case(
+        lambda: Lambda(lambda m, x: torch.cat((m.b(m.a(x).relu()), x), 1), a=conv(4, 6), b=conv(6, 3)),
+        "Conv2d ReLU Conv2d cat",
+        "Conv2d PReLU Conv2d",
+        rule=CONCAT,
+        sized=True,
+    ),
+    "a concat of a concat": Case(
+        lambda: Lambda(dense, a=dense_layers(4), b=dense_layers(7)),
+        "BatchNorm2d ReLU Conv2d BatchNorm2d ReLU Conv2d cat BatchNorm2d ReLU Conv2d BatchNorm2d ReLU Conv2d cat",
+        "Conv2d PReLU Conv2d PReLU Conv2d Conv2d PReLU Conv2d PReLU Conv2d",
+        rule=CONCAT,
+        sized=True,
+    ),
+}
 UNTOUCHED = {
+    "a concat that is not asked for": Case(
+        lambda: Lambda(lambda m, x: torch.cat((m.b(m.a(x).relu()), x), 1), a=conv(4, 6), b=conv(6, 3))
+    ),
+    "a concat of strangers, nothing else": Case(
+        lambda: Lambda(lambda m, x: torch.cat((m.a(x).relu(),), 1), a=conv(4, 6)), rule=CONCAT
+    ),
     "no sum": Case(lambda: nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4))),
     "a sum with a constant": Case(
         lambda: Lambda(lambda m, x: m.conv(x) + m.grid, conv=conv(4, 4), grid=torch.ones(1, 1, 8, 8))

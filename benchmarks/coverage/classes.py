@@ -16,7 +16,7 @@ G      linear branches only
 H      an MLP of linear layers, or a norm over the sample's own statistics (LayerNorm, GroupNorm, RMSNorm)
 I      attention on the branch
 J      a split, slice or concat inside
-K      other: a max pool beside the branch, an average pool or a nonlinear sum on it, weights made on the way, ...
+K      other: a max pool inside, an average pool or a nonlinear sum on the branch, a product that is no gate, ...
 =====  =============================================================================================
 """
 
@@ -35,6 +35,7 @@ from benchmarks.coverage.words import (
     is_difference,
     is_softmax,
     is_sum,
+    makes_weights,
     spelled,
     splits_channels,
     word_of,
@@ -44,6 +45,7 @@ from rmfx.graph.facts import range_of
 CLASSES = "ABCDEFGHIJK"
 MERGE = "merge"
 WEIGHTY = {Word.MIX, Word.BATCH_NORM, Word.NORM, Word.ATTENTION}  # a branch has one of these, else it is arithmetic
+FORMING = {Word.MOVE, Word.SCALE, Word.SPLIT, Word.AVERAGE}  # what may stand between a gate's sigmoid and its product
 PASSING = {Word.MOVE, Word.SCALE, Word.SUM, Word.SPLIT}
 
 
@@ -155,13 +157,23 @@ class Census:
         yield "J", lambda: Word.SPLIT in branch or Word.SPLIT in shortcut
         yield "G", lambda: not set(branch) - LINEAR - {Word.SUM}
         yield "H", lambda: any(is_dense(node) and self._bars(node, sides) for node in inner)
-        yield "K", lambda: Word.OTHER in branch or Word.MAX_POOL in shortcut
+        yield "K", lambda: Word.OTHER in branch or Word.MAX_POOL in {*branch, *shortcut}
         yield "K", lambda: any(self.words[node] is Word.AVERAGE and self._bars(node, sides) for node in inner)
         yield "K", lambda: any(is_sum(node) and (is_difference(node) or self._is_curved(node)) for node in inner)
+        yield "K", lambda: any(self.words[node] is Word.PRODUCT and not self._is_gate(node) for node in inner)
         yield "F", lambda: _is_preactivation(branch)
         yield "E", lambda: Word.PRODUCT in branch
         yield "D", lambda: Word.ACTIVATION in branch
         yield "C", lambda: range_of(sides.fork)[0] < 0
+
+    def _is_gate(self, product: fx.Node) -> bool:
+        """Whether a factor comes out of a function that makes weights of values, such as sigmoid."""
+        for factor in self._parents(product):
+            while self.words[factor] in FORMING and self._parents(factor):
+                factor = self._parents(factor)[0]
+            if makes_weights(factor):
+                return True
+        return False
 
     def _is_curved(self, join: fx.Node) -> bool:
         """Whether a sum is one of two tensors that have a nonlinearity between their fork and it."""

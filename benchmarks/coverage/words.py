@@ -65,7 +65,7 @@ _NAMES = {
     Word.SPLIT: """cat concat chunk split narrow select unbind stack split_with_sizes slice tensor_split
         index_select sum""",
     Word.RELU: "relu relu6",
-    Word.NORM: """layer_norm group_norm rms_norm instance_norm native_layer_norm native_group_norm rsqrt var std
+    Word.NORM: """layer_norm group_norm rms_norm instance_norm native_layer_norm native_group_norm rsqrt var std normalize
         var_mean std_mean""",
     Word.ATTENTION: "scaled_dot_product_attention matmul bmm einsum baddbmm __matmul__ mm",
     Word.ACTIVATION: """softmax log_softmax _safe_softmax gelu
@@ -176,6 +176,13 @@ def splits_channels(node: fx.Node) -> bool:
         return _module(node).axis == 1
     dims = [*node.args[2:], node.kwargs.get("dim")]
     return op_name(node) in ("chunk", "split", "split_with_sizes", "tensor_split") and 1 in dims
+
+
+def makes_weights(node: fx.Node) -> bool:
+    """Whether the node maps values to weights between 0 and 1, as the last step of a gate does."""
+    if type(_module(node)).__name__ in ("Sigmoid", "Hardsigmoid", "Softmax", "Hardtanh"):
+        return True
+    return op_name(node) in ("sigmoid", "hardsigmoid", "softmax", "clamp", "hardtanh", "relu6")
 
 
 def is_dense(node: fx.Node) -> bool:

@@ -10,6 +10,17 @@ from rmfx.algebra.affine import Affine, Weights, rounded
 Span = tuple[int, int]  # first channel, number of channels
 
 
+def zero_part(affine: Affine, rows: Span, channels: int) -> Affine:
+    """The channels ``rows`` of ``affine``, which no input reaches, as a map of any ``channels``: zeros and the bias."""
+
+    def compute() -> Weights:
+        weight, bias = affine.weights()
+        zeros = weight.new_zeros(rows[1], channels, *weight.shape[2:])
+        return zeros, None if bias is None else bias[rows[0] : rows[0] + rows[1]]
+
+    return replace(affine, in_channels=channels, out_channels=rows[1], groups=1, compute=rounded(compute), stored=None)
+
+
 def restrict(affine: Affine, rows: Span, columns: Span) -> Affine | None:
     """The part of ``affine`` that makes the channels ``rows`` out of the channels ``columns``; ``None`` where it is 0.
 

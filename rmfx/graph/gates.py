@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from rmfx.graph.facts import is_plain, is_product, shape_of
+from rmfx.graph.facts import is_plain, is_product, module_of, shape_of
 
 MOST_NODES = 60  # of the computation of one gate
 
@@ -45,7 +45,7 @@ def read_gate(product: fx.Node) -> GatePath | str:
 
 
 def _operands(product: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """(data, factor): the factor broadcasts, or is computed from the data, or is the smaller computation."""
+    """(data, factor): the factor broadcasts, is computed from the data, by more than layers, or by fewer of them."""
     first, second = product.all_input_nodes
     shapes = [shape_of(node) for node in (product, first, second)]
     if shapes[1] is not None and shapes[2] is not None and shapes[1] != shapes[2]:
@@ -55,6 +55,9 @@ def _operands(product: fx.Node) -> tuple[fx.Node, fx.Node]:
         return first, second
     if any(second in node.all_input_nodes for node in sides[0]) or not sides[1]:
         return second, first
+    opaque = [any(module_of(node) is None for node in side) for side in sides]
+    if opaque[0] != opaque[1]:
+        return (first, second) if opaque[1] else (second, first)
     return (first, second) if len(sides[1]) <= len(sides[0]) else (second, first)
 
 

@@ -14,7 +14,7 @@ from torch import fx
 from rmfx.algebra.affine import Affine, dirac, scaled
 from rmfx.algebra.grid import Grid
 from rmfx.algebra.pointwise import NORMS
-from rmfx.algebra.restrict import Span, restrict
+from rmfx.algebra.restrict import Span, restrict, zero_part
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import bounds_of
 from rmfx.graph.facts import channels_of, is_dropout, is_product, is_sum, module_of, range_of, shape_of
@@ -173,12 +173,16 @@ class _Reader:
         affine = self.affines[node]
         found = []
         for rows in spans(self.cuts[node]):
-            maps, inputs = [], []
+            maps: list[Affine] = []
+            inputs: list[int] = []
             for part, columns in zip(self.parts[source], spans(self.cuts[source]), strict=True):
                 block = restrict(affine, rows, columns)
                 if block is not None:
                     inputs.append(part)
                     maps.append(scaled(block, 1.0, 0.0) if maps else block)
+            if not maps:  # channels of zeros, as padding gives them
+                first = self.parts[source][0]
+                inputs, maps = [first], [zero_part(affine, rows, self._channels(first))]
             value = self._value(node, rows[1])
             found.append(self._add(Op("linear", unit, str(node.target), tuple(inputs), value, tuple(maps))))
         return found

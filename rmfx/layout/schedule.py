@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Literal
 
 StepKind = Literal["linear", "pointwise", "gate", "stage"]
+NONLINEAR: tuple[StepKind, ...] = ("pointwise", "stage")
 MOST_STATES = 20_000  # bounds the search: beyond it, no further schedule is looked for
 _FEW = 4  # of up to this many ready tasks every choice is tried
 
@@ -100,9 +101,9 @@ class _Search:
         if not steps:
             return
         free = [index for index in others if not self.tasks[index].settled & fresh]
-        for kind in ("pointwise", "stage"):
+        for kind in NONLINEAR:
             same = [index for index in free if self.tasks[index].kind == kind]
-            yield from (Step(kind, chosen) for chosen in self._choices(same))  # type: ignore[arg-type]
+            yield from (Step(kind, chosen) for chosen in self._choices(same))
         yield from (Step("gate", (index,)) for index in free if self.tasks[index].kind == "gate")
 
     def _choices(self, ready: list[int]) -> Iterator[tuple[int, ...]]:

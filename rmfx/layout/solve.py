@@ -73,8 +73,8 @@ def _best(problem: Problem, wish: Wish) -> _Candidate:
             break
     if not found:
         raise reason or InexactError("no sequence of layers joins the branches")
-    wish = {"conv": 1, "input": -1}.get(problem.downsample, 0)
-    return min(found, key=lambda c: (wish * c.draft.shortcut_applied, c.macs, c.draft.masked_channels))
+    late = {"conv": 1, "input": -1}.get(problem.downsample, 0)
+    return min(found, key=lambda c: (late * c.draft.shortcut_applied, c.macs, c.draft.masked_channels))
 
 
 @dataclass(frozen=True, eq=False)
