@@ -460,3 +460,21 @@ def test_both_refusals_are_told() -> None:
     assert "torch.export" in str(refused.value)
     with pytest.raises(TraceError, match="give tensors only"):
         enter(Net().eval(), (torch.zeros(1, 3, 8, 8), 3), {}, symbolic=False)
+
+
+def test_code_that_asks_whether_it_is_exported_is_taken_as_it_runs() -> None:
+    class Rounds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] % 2:  # symbolic tracing cannot decide
+                x = x + 1
+            y = self.conv(x)
+            return y.half().double() if torch.compiler.is_exporting() else y
+
+    x = hostile(2, 3, 6, 6)
+    model = Rounds().double().eval()
+    converted = rmfx.convert(model, x)
+    assert torch.equal(converted(x), model(x))

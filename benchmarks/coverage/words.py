@@ -65,8 +65,8 @@ _NAMES = {
     Word.SPLIT: """cat concat chunk split narrow select unbind stack split_with_sizes slice tensor_split
         index_select sum""",
     Word.RELU: "relu relu6",
-    Word.NORM: """layer_norm group_norm rms_norm instance_norm native_layer_norm native_group_norm rsqrt var std normalize
-        var_mean std_mean""",
+    Word.NORM: """layer_norm group_norm rms_norm instance_norm native_layer_norm native_group_norm rsqrt var
+        std normalize var_mean std_mean""",
     Word.ATTENTION: "scaled_dot_product_attention matmul bmm einsum baddbmm __matmul__ mm",
     Word.ACTIVATION: """softmax log_softmax _safe_softmax gelu
         silu sigmoid tanh hardswish hardsigmoid leaky_relu elu selu
@@ -172,8 +172,11 @@ def is_difference(node: fx.Node) -> bool:
 
 def splits_channels(node: fx.Node) -> bool:
     """Whether the node takes a part of the channels of images, as far as that is written there."""
+    shape = node.all_input_nodes[0].meta.get("shape") if node.all_input_nodes else None
+    if shape is not None and len(shape) != 4:
+        return False  # dimension 1 holds tokens
     if type(_module(node)).__name__ == "ChannelSlice":
-        return _module(node).axis == 1
+        return bool(_module(node).axis == 1)
     dims = [*node.args[2:], node.kwargs.get("dim")]
     return op_name(node) in ("chunk", "split", "split_with_sizes", "tensor_split") and 1 in dims
 

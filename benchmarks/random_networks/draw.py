@@ -91,6 +91,6 @@ def _keeps_shape(made: list[Block], index: int, shape: tuple[int, ...], dims: in
             model, x = network.build(), torch.zeros(shape, dtype=torch.float64)
             once = Network(shape, tuple(made[: index + 1]), tuple(range(index + 1))).build()(x.clone())
             twice = model(x.clone())
-    except (RuntimeError, ValueError, AssertionError):
+    except (RuntimeError, ValueError, IndexError, AssertionError):
         return False
     return not isinstance(once, tuple) and once.shape == twice.shape

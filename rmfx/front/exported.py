@@ -7,9 +7,11 @@ writes into views of tensors is recorded once more without writing.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from rmfx.front.aliasing import resolve_in_place
 from rmfx.front.aten import spell_aten
 from rmfx.front.program import open_program
 from rmfx.front.reroll import reroll
+from rmfx.front.tracer import is_user_file
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,29 @@ def _is_free(program: ExportedProgram) -> bool:
 _BATCHES = (*range(2, 130), 1000, 1024, 10007)
 
 
+@contextlib.contextmanager
+def _as_when_it_runs() -> Iterator[None]:
+    """Tell the model's code that it is not exported: what it computes when it runs is wanted, not what it exports."""
+    asked = torch.compiler.is_exporting
+
+    def is_exporting() -> bool:
+        return asked() and not is_user_file(sys._getframe(1).f_code.co_filename)
+
+    torch.compiler.is_exporting = is_exporting
+    try:
+        yield
+    finally:
+        torch.compiler.is_exporting = asked
+
+
 def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedProgram:
     try:
         # Without this, torch.export takes every batch for larger than 1.
-        with warnings.catch_warnings(), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with (
+            warnings.catch_warnings(),
+            symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            _as_when_it_runs(),
+        ):
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the model's own code raises on such inputs

@@ -249,5 +249,5 @@ def _binary(node: fx.Node, dims: int, inputs: list[Bounds]) -> Bounds:
             return UNKNOWN
     first, second = operands
     shapes = [shape_of(parent) for parent in node.all_input_nodes]
-    alike = None not in shapes and len({(len(s), s[1 if dims else -1]) for s in shapes if s is not None}) == 1
+    alike = None not in shapes and len({(len(s), s[1:2] if dims else s[-1:]) for s in shapes if s is not None}) == 1
     return combine(first, second) if alike else combine(first.hull(), second.hull())
