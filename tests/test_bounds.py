@@ -87,7 +87,8 @@ def test_a_map_stays_within_its_bounds(drawn: tuple[Affine, Bounds]) -> None:
     assert (got.low <= got.high).all()
     for seed in range(3):
         y = run_affine(layer, corners(x, (8, 4, *[7] * layer.grid.dims), seed)).transpose(0, 1).flatten(1)
-        assert (got.low <= y.amin(1)).all() and (y.amax(1) <= got.high).all()
+        inside = (got.low <= y.amin(1)) & (y.amax(1) <= got.high)
+        assert (inside | got.constant).all()  # one number is not widened by what may round
         flat = y[got.constant] - got.low[got.constant][:, None]
         assert not flat.numel() or flat.abs().max() <= 1e-13
 

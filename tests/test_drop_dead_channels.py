@@ -311,7 +311,10 @@ def test_leaves_what_it_does_not_match(case: Planted) -> None:
     assert_untouched(case, RULE)
 
 
-@pytest.mark.parametrize("case", [case for case in FIRES.values() if case.sized], ids=str)
+SIZED = {name: case for name, case in FIRES.items() if case.sized}
+
+
+@pytest.mark.parametrize("case", SIZED.values(), ids=list(SIZED))
 def test_shapes_are_those_of_the_new_layers(case: Planted) -> None:
     prepared = Prepared(case)
     prepared.run(RULE)

@@ -76,5 +76,5 @@ def test_dead_channels_beside_a_factor_of_no_dimension() -> None:
         x = x * x.amax().tanh()
         return self.second(self.first(x)) + x
 
-    layers = {"stem": nn.Conv2d(3, 4, 1), "first": nn.Conv2d(4, 4, 1), "second": nn.Conv2d(4, 4, 1)}
+    layers = {"stem": nn.Conv2d(3, 4, 1), "first": nn.Conv2d(4, 2, 3), "second": nn.Conv2d(2, 4, 3, padding=2)}
     converted(forward, (2, 3, 6, 7), True, {"drop_dead_channels": True}, **layers)

@@ -172,8 +172,8 @@ def test_large_inputs_of_a_wrong_type_are_not_printed(inputs: object) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        ("carrier", "shift", "'auto', 'direct', 'masked', 'split'"),
-        ("carrier", None, "'auto', 'direct', 'masked', 'split'"),
+        ("carrier", "slide", "'auto', 'direct', 'masked', 'split', 'shift'"),
+        ("carrier", None, "'auto', 'direct', 'masked', 'split', 'shift'"),
         ("downsample", "figure 2a", "'cheaper', 'conv', 'input'"),
         ("fuse", True, "'cheaper', 'always', 'never'"),
         ("policy", "some", "'all' (or a callable, or a list of places)"),

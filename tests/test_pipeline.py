@@ -29,13 +29,19 @@ def prepared(name: str = "basic_chain") -> fx.GraphModule:
 
 
 def test_the_order_is_one_tuple() -> None:
-    passes = inference_passes("masked", "conv", "always")
+    removal = RemoveResidual("masked", "conv")
+    passes = inference_passes(removal, "always", drop_dead=False)
     assert [rule.name for rule in passes] == ["fold_norm", "merge_branches", "remove_residual", "fuse_convs"]
-    assert passes[2] == RemoveResidual("masked", "conv")
-    assert training_passes("split", "input") == (RemoveResidual("split", "input", keep_norms=True),)
+    assert passes[2] is removal
+    assert [rule.name for rule in inference_passes(removal, "always", drop_dead=True)][2:4] == [
+        "drop_dead_channels"
+    ] * 2
+    assert training_passes(removal) == (RemoveResidual("masked", "conv", keep_norms=True),)
 
 
-@pytest.mark.parametrize("rule", inference_passes("auto", "cheaper", "cheaper"), ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", inference_passes(RemoveResidual(), "cheaper", drop_dead=True), ids=lambda rule: rule.name
+)
 def test_rules_are_values(rule: Rule[Any, Any]) -> None:
     assert rule == type(rule)() and hash(rule) == hash(type(rule)())
     with pytest.raises(AttributeError):
@@ -45,12 +51,12 @@ def test_rules_are_values(rule: Rule[Any, Any]) -> None:
 
 def test_passes_run_in_order_and_report_each() -> None:
     gm, seen = prepared(), []
-    rules = inference_passes("auto", "cheaper", "cheaper")
+    rules = inference_passes(RemoveResidual(), "cheaper", drop_dead=True)
     results = run_passes(gm, rules, want_all, lambda result, graph: seen.append((result, graph)))
     assert [result.name for result in results] == [rule.name for rule in rules]
     assert [result for result, _ in seen] == list(results) and all(graph is gm for _, graph in seen)
-    assert [len(result.applied) for result in results] == [8, 0, 3, 0]
-    assert [result.changed for result in results] == [True, False, True, False]
+    assert [len(result.applied) for result in results] == [8, 0, 0, 0, 3, 0]
+    assert [result.changed for result in results] == [True, False, False, False, True, False]
 
 
 def test_nothing_runs_on_a_graph_out_of_normal_form() -> None:

@@ -220,6 +220,7 @@ def test_all_inputs_are_data() -> None:
 def one_step_layers() -> list[nn.Module]:
     own: dict[type[nn.Module], nn.Module] = {
         nn.PReLU: nn.PReLU(3),
+        nn.Threshold: nn.Threshold(0.5, -1.0),
         ChannelClamp: clamp(),
         MaskedActivation: MaskedActivation(nn.Mish(), MASK),
     }

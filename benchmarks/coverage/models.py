@@ -89,9 +89,11 @@ def build(name: str, attempt: Attempt, seed: int = 0) -> tuple[nn.Module, set[in
         torch.manual_seed(seed)
         if source == "torchvision":
             get = import_torchvision().models.get_model
-            return uninitialised(lambda: get(network, weights=None, **_undownloaded(network), **options))
-        timm = import_timm()
-        return uninitialised(lambda: timm.create_model(network, pretrained=False, **options))
+            model, skipped = uninitialised(lambda: get(network, weights=None, **_undownloaded(network), **options))
+        else:
+            timm = import_timm()
+            model, skipped = uninitialised(lambda: timm.create_model(network, pretrained=False, **options))
+    return model.double(), skipped  # buffers may be made in float32 all the same
 
 
 def _undownloaded(network: str) -> dict[str, object]:

@@ -86,7 +86,7 @@ def uninitialised(make: Callable[[], nn.Module]) -> tuple[nn.Module, set[int]]:
     mode = Uninitialised()
     with mode:
         model = make()
-    return model.double().eval().requires_grad_(False), mode.skipped
+    return model.eval().requires_grad_(False), mode.skipped
 
 
 @torch.no_grad()
