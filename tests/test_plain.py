@@ -225,7 +225,8 @@ def one_step_layers() -> list[nn.Module]:
         MaskedActivation: MaskedActivation(nn.Mish(), MASK),
     }
     more = [nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Softmax(1), nn.Upsample(scale_factor=2), nn.AvgPool2d(2)]
-    return [*(own[layer] if layer in own else layer() for layer in POINTWISE), *more, ChannelAffine(torch.ones(3))]
+    exported = [layer for layer in POINTWISE if layer is not nn.RReLU]  # which torch.onnx does not know
+    return [*(own[layer] if layer in own else layer() for layer in exported), *more, ChannelAffine(torch.ones(3))]
 
 
 def test_one_layer_is_one_step(tmp_path: Path) -> None:
