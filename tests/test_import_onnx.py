@@ -18,11 +18,11 @@ import rmfx
 from rmfx import cli
 from rmfx.check.counting import count_onnx_joins
 from rmfx.deploy import onnx_check, runtime
-from rmfx.deploy.quiet import quiet
 from rmfx.deploy.signature import read_signature
 from rmfx.errors import ExportError, OnnxImportError, VerificationError
 from rmfx.hostile import randomise
 from rmfx.onnx_in.importer import RULES
+from rmfx.quiet import quiet
 from rmfx.vision import import_torchvision
 
 FROM_TORCH = [(True, True), (True, False), (False, False)]  # dynamo or TorchScript, optimised or as traced

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.pointwise import POINTWISE
-from rmfx.deploy.quiet import quiet
 from rmfx.errors import ExportError, FileFormatError
+from rmfx.quiet import quiet
 
 Kind = Literal["sum", "concat", "stack", "where", "maximum", "slice", "gate", "other"]
 

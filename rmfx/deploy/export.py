@@ -15,11 +15,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from rmfx.deploy import runtime
 from rmfx.deploy.onnx_check import check_file, outputs_of
-from rmfx.deploy.quiet import quiet
 from rmfx.deploy.signature import Signature, read_signature
 from rmfx.errors import ExportError, UnsupportedModelError
 from rmfx.files.atomic import replacing
 from rmfx.onnx_in.importer import from_onnx
+from rmfx.quiet import quiet
 
 SELF_CONTAINED_LIMIT = 2**31 - 2**26  # a protobuf ends at 2 GiB; 64 MiB are left for the graph itself
 BATCH = "batch"  # the name of the dynamic axis

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from rmfx.front.aten import spell_aten
 from rmfx.front.program import open_program
 from rmfx.front.reroll import reroll
 from rmfx.front.tracer import is_user_file
+from rmfx.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def _graph(program: ExportedProgram) -> tuple[fx.GraphModule, bool]:
     try:
         return respell(gm), False
     except NormalFormError:  # writes into views of tensors
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             functional = program.run_decompositions({})
         return respell(open_program(functional)), True
 
@@ -190,11 +190,11 @@ def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any) -> ExportedPr
     try:
         # Without this, torch.export takes every batch for larger than 1.
         with (
-            warnings.catch_warnings(),
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),  # where a graph that cannot be exported is printed
             symbolic_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             _as_when_it_runs(),
         ):
-            warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever the model's own code raises on such inputs
         message = str(error).strip().split("\n")[0] or type(error).__name__

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from rmfx.deploy.quiet import quiet
 from rmfx.errors import OnnxImportError
+from rmfx.quiet import quiet
 
 OLDEST_OPSET = 7  # before it, Add and Mul broadcast by attributes of their own
 _STANDARD = ("", "ai.onnx")

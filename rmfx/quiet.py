@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = (
+    *("torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._subclasses", "torch._dynamo"),
+    *("onnxscript", "onnx_ir"),
+)
 
 
 @contextmanager
