@@ -17,35 +17,22 @@ from torch import Tensor, fx, nn
 from rmfx.algebra.bounds import Bounds, activation_bounds, affine_bounds, join, product_bounds, sum_bounds
 from rmfx.algebra.pointwise import EVERYTHING, is_pointwise
 from rmfx.errors import InexactError, RmfxError
-from rmfx.graph.facts import GIVEN_RANGE, channels_of, is_sum, module_of, module_range, range_of, shape_of
+from rmfx.graph.facts import (
+    GIVEN_RANGE,
+    KEEPING_CHANNELS,
+    ZERO_PADDING,
+    channels_of,
+    is_sum,
+    module_of,
+    module_range,
+    range_of,
+    shape_of,
+)
 from rmfx.graph.linear import MIXING, PER_CHANNEL, affine_of, dims_of
 from rmfx.graph.spatial import AVERAGES
 from rmfx.graph.walk import Place, known, on_demand
-from rmfx.modules import DROPOUTS, ChannelPad, ChannelSlice, SizeGuard
+from rmfx.modules import ChannelPad, ChannelSlice
 
-_KEEPING = (
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.ReflectionPad1d,
-    nn.ReflectionPad2d,
-    nn.ReflectionPad3d,
-    nn.ReplicationPad1d,
-    nn.ReplicationPad2d,
-    nn.ReplicationPad3d,
-    nn.CircularPad1d,
-    nn.CircularPad2d,
-    nn.CircularPad3d,
-    SizeGuard,
-    *DROPOUTS,
-)
-ZERO_PADDING = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 GIVEN = "given_bounds"  # node.meta: what the user knows of a value
 UNKNOWN = Bounds.of(EVERYTHING)
 
@@ -83,7 +70,7 @@ def is_map(node: fx.Node) -> bool:
 
 def keeps_channels(module: nn.Module) -> bool:
     """Whether each output channel holds values of the same input channel, or averages over some."""
-    return isinstance(module, _KEEPING) or (isinstance(module, nn.Upsample) and module.mode != "bicubic")
+    return isinstance(module, KEEPING_CHANNELS) or (isinstance(module, nn.Upsample) and module.mode != "bicubic")
 
 
 def value_name(node: fx.Node) -> str:

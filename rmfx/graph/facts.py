@@ -18,8 +18,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from rmfx.algebra.pointwise import EVERYTHING, Range, image, is_pointwise
 from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelSlice, SizeGuard
 
-# Layers whose outputs are convex combinations of inputs (and, where they pad, of zero).
-_KEEPING = (
+# Layers whose outputs are convex combinations of inputs of the same channel.
+KEEPING_CHANNELS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
@@ -29,11 +29,6 @@ _KEEPING = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.ChannelShuffle,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
     nn.ReflectionPad1d,
     nn.ReflectionPad2d,
     nn.ReflectionPad3d,
@@ -43,12 +38,13 @@ _KEEPING = (
     nn.CircularPad1d,
     nn.CircularPad2d,
     nn.CircularPad3d,
-    ChannelSlice,
     SizeGuard,
     *DROPOUTS,
 )
-_ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *_ZERO_PADS, ChannelPad)
+_MOVING = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, ChannelSlice)
+_KEEPING = (*KEEPING_CHANNELS, *_MOVING)
+ZERO_PADDING = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_KEEPING_WITH_ZERO = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ZERO_PADDING, ChannelPad)
 
 
 GIVEN_RANGE = "given_range"  # node.meta: an interval that the user knows of a value

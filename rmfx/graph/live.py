@@ -7,8 +7,8 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.pointwise import is_pointwise
 from rmfx.errors import InexactError
-from rmfx.graph.bounds import ZERO_PADDING, is_map, is_plain_flatten, keeps_channels
-from rmfx.graph.facts import channels_of, is_product, is_sum, module_of, shape_of
+from rmfx.graph.bounds import is_map, is_plain_flatten, keeps_channels
+from rmfx.graph.facts import ZERO_PADDING, channels_of, is_product, is_sum, module_of, shape_of
 from rmfx.graph.linear import affine_of, dims_of
 from rmfx.graph.spatial import AVERAGES
 from rmfx.graph.walk import Place, known, on_demand
