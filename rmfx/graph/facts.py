@@ -84,9 +84,11 @@ def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a ``call_module`` node calls, else ``None``."""
     if node.op != "call_module":
         return None
-    owner = node.graph.owning_module
-    assert owner is not None
-    return owner.get_submodule(str(node.target))
+    module: nn.Module | None = node.graph.owning_module
+    for part in str(node.target).split("."):  # asked for very often: get_submodule checks each step twice
+        assert module is not None
+        module = module._modules[part]
+    return module
 
 
 def is_sum(node: fx.Node) -> bool:

@@ -36,10 +36,12 @@ def solve(problem: Problem) -> Solution:
         InexactError: when no schedule satisfies the conditions, with the first broken one.
     """
     plain = absorb_diagonals(problem)
+    shortcuts = shortcut_values(plain)
+    variants = (compose_paths(plain, shortcuts), plain) if len(shortcuts) > 1 else (plain,)
     found: list[_Candidate] = []
     reason: InexactError | None = None
     for wish in _wishes(problem.carrier):
-        for variant in (compose_paths(plain, shortcut_values(plain)), plain):
+        for variant in variants:
             try:
                 found.append(_best(variant, wish))
             except InexactError as error:
