@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.coverage.weights import uninitialised
+from rmfx.check.compare import default_dtype
 from rmfx.vision import import_timm, import_torchvision
 
 BATCH = 2
@@ -85,7 +85,7 @@ def build(name: str, attempt: Attempt, seed: int = 0) -> tuple[nn.Module, set[in
     """The network in eval mode and float64, with the addresses of what is not initialised yet."""
     source, _, network = name.partition(":")
     options = dict(attempt.options)
-    with _default_dtype(torch.float64), torch.random.fork_rng(devices=[]):
+    with default_dtype(torch.float64), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source == "torchvision":
             get = import_torchvision().models.get_model
@@ -101,13 +101,3 @@ def _undownloaded(network: str) -> dict[str, object]:
     if network.startswith(("deeplabv3", "fcn", "lraspp")):
         return {"weights_backbone": None}
     return {"init_weights": False} if network in ("googlenet", "inception_v3") else {}
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

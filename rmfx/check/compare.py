@@ -40,12 +40,12 @@ def hostile_like(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, ba
 def run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first."""
     args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if _floating(x) else x, inputs)
-    with torch.no_grad(), exact_matmuls(), _default_dtype(dtype):
+    with torch.no_grad(), exact_matmuls(), default_dtype(dtype):
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """What ``forward`` makes with ``torch.ones`` and the like comes in the dtype of the comparison."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -27,7 +27,6 @@ class Region:
         fork, join: the two ends. The join is a sum or a concat.
         nodes: the operations between them, in graph order, without those that gates are computed by.
         gates: the products among them.
-        dead: nodes that only read sizes of what is inside.
     """
 
     fork: fx.Node

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from rmfx.algebra.carrier import Carrier, choose_carrier, shift_plan
-from rmfx.algebra.pointwise import NORMS, Range, image, is_identity_on, is_per_channel, split_constant
+from rmfx.algebra.pointwise import NORMS, Range, image, is_identity_on, is_per_channel, split_constant, split_is_stable
 from rmfx.layout.problem import Value, Wish
 
 Scale = tuple[float, float]  # factor and constant
@@ -91,7 +91,7 @@ def carried_through(acting: Sequence[nn.Module], held: Encoding, values: Range, 
     waits = held.carrier == "split" and not held.decoding[1][0]  # a pair that no activation has acted on yet
     if waits and len(acting) == 1 and (k := split_constant(acting[0])) is not None:
         reach = image(acting[0], span)
-        stable = reach[0] >= 0 and is_identity_on(acting[0], reach)
+        stable = split_is_stable(acting[0])
         decoding = ((1.0 / k, 0.0), (-1.0 / k, 0.0))
         return Passage(acting[0], replace(held, decoding=decoding, stable=stable, range=reach), "split")
     wanted = wanted if held.carrier is None else "auto"
