@@ -43,7 +43,8 @@ TESTS = {
     "carrier": ("test_carrier_choice",),
     "grid": ("test_grid", "test_affine"),
     "pointwise": ("test_pointwise", "test_facts"),
-    "select": ("test_drop_dead_channels",),
+    "restrict": ("test_restrict",),
+    "select": ("test_select", "test_drop_dead_channels", "test_drop_dead_channels_random"),
     "stacking": ("test_grid", "test_kernels"),
     "widened": ("test_pointwise",),
 }

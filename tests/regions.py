@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from blocks import net
+from block import net
 from front import hostile, normal_form
 from test_affine import run_affine
 from torch import Tensor, fx, nn
@@ -21,7 +21,7 @@ IMAGE = (2, 6, 7, 9)
 
 
 class Net:
-    """A network in normal form with its facts; ``forward`` and ``layers`` as for :func:`blocks.net`."""
+    """A network in normal form with its facts; ``forward`` and ``layers`` as for :func:`block.net`."""
 
     def __init__(self, forward: Any, shape: tuple[int, ...] = IMAGE, sized: bool = True, **layers: Any) -> None:
         torch.manual_seed(0)

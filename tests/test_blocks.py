@@ -112,6 +112,16 @@ def test_without_example_inputs(name: str) -> None:
     assert_equivalent(model, converted, x)
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_auto_costs_no_more_than_any_carrier(name: str) -> None:
+    model, x = built(name)
+    auto, *forced = (rmfx.explain(model, x, carrier=wish) for wish in ("auto", "masked", "split"))
+    for report in forced:
+        assert report.count("removed") <= auto.count("removed")
+        if report.count("removed") == auto.count("removed"):
+            assert auto.totals.macs_after <= report.totals.macs_after
+
+
 def test_explain_foretells() -> None:
     for name in ("gate: se inline", "slice: mixnet", "sum: deep"):
         model, x = built(name)

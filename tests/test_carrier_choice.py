@@ -14,7 +14,6 @@ from torch import nn
 from rmfx.algebra.carrier import (
     CHOICES,
     ShiftPlan,
-    carriers_for,
     choose_carrier,
     even_rms,
     shift_plan,
@@ -85,7 +84,6 @@ def test_shift_plans() -> None:
 )  # fmt: skip
 def test_no_shift_without_bounds_or_room(module: nn.Module, values: Range) -> None:
     assert shift_plan(module, values) is None
-    assert "shift" not in carriers_for(module, values)
     refusal(module, values, "shift")
 
 
@@ -118,15 +116,6 @@ def test_even_rms_mirrors_an_unknown_end() -> None:
 
 def test_direct_comes_first() -> None:
     assert all(choose_carrier(nn.ReLU6(), (0.0, 6.0), wanted) == "direct" for wanted in CHOICES)
-    assert carriers_for(nn.ReLU(), (0.0, 1.0)) == ("direct", "masked", "split", "shift")
-
-
-def test_carriers_in_order_of_preference() -> None:
-    assert carriers_for(nn.ReLU(), (-1.0, INF)) == ("masked", "split", "shift")
-    assert carriers_for(nn.ReLU(), EVERYTHING) == ("masked", "split")
-    assert carriers_for(nn.ReLU6(), (-1.0, 1.0)) == ("masked", "shift")
-    assert carriers_for(nn.SiLU(), (-1.0, 1.0)) == ("masked", "split")
-    assert carriers_for(nn.Mish(), (-1.0, 1.0)) == carriers_for(nn.BatchNorm2d(2), (-1.0, 1.0)) == ("masked",)
 
 
 @pytest.mark.parametrize("wanted", ["masked", "split", "shift"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import SqueezeExcite
+from block import SqueezeExcite
 from nets import cbn, conv
 from regions import Net
 from torch import nn

@@ -2,92 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import pytest
 import torch
-from front import Lambda, hostile, normal_form
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from front import Lambda
 from nets import conv
-from one_pass import Case, Prepared, assert_fires, assert_parity, assert_refuses, assert_settled, assert_untouched
-from oracle import assert_equivalent
-from torch import Tensor, fx, nn
+from one_pass import Prepared, assert_fires, assert_parity, assert_refuses, assert_settled, assert_untouched
+from planted import Planted, both, chain, constant, dead, widths
+from torch import nn
 
-from rmfx.algebra.affine import from_tensors
-from rmfx.algebra.grid import Grid
-from rmfx.algebra.select import select_channels, select_inputs, select_outputs
-from rmfx.errors import InexactError
-from rmfx.graph.emit import emit, storage_table
 from rmfx.graph.facts import annotate, shape_of
-from rmfx.graph.live import live_of
-from rmfx.graph.rewriter import sweep
-from rmfx.modules import ChannelAffine, ChannelClamp, ChannelPad, ChannelSlice, FeatureNorm, MaskedActivation
+from rmfx.modules import ChannelAffine, ChannelClamp, FeatureNorm, MaskedActivation
 from rmfx.passes.drop_dead_channels import DropDeadChannels
 
 RULE = DropDeadChannels()
 FLOAT64 = torch.float64
-Plant = Callable[[nn.Module], None]
-
-
-@dataclass(frozen=True)
-class Planted(Case):
-    """A case whose weights are changed behind the randomisation, and the widths that the pass must leave."""
-
-    plant: Plant = lambda model: None
-    widths: tuple[int, ...] = ()
-
-    def model(self) -> tuple[nn.Module, Tensor]:
-        model, x = super().model()
-        with torch.no_grad():
-            self.plant(model)
-        return model, x
-
-
-def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
-    """The layers in sequence."""
-    return lambda: nn.Sequential(*copy.deepcopy(layers))
-
-
-def constant(layer: int, rows: Sequence[int], value: float = 0.7) -> Plant:
-    """Output channels ``rows`` of a layer do not depend on its input."""
-
-    def plant(model: nn.Module) -> None:
-        model[layer].weight[rows] = 0.0
-        if model[layer].bias is not None:
-            model[layer].bias[rows] = value
-
-    return plant
-
-
-def dead(layer: int, columns: Sequence[int]) -> Plant:
-    """A layer does not read the channels ``columns``."""
-
-    def plant(model: nn.Module) -> None:
-        model[layer].weight[:, columns] = 0.0
-
-    return plant
-
-
-def both(*plants: Plant) -> Plant:
-    """One after the other."""
-
-    def plant(model: nn.Module) -> None:
-        for one in plants:
-            one(model)
-
-    return plant
-
-
-def widths(gm: fx.GraphModule) -> tuple[int, ...]:
-    """Output channels of all layers that mix channels."""
-    mixing = [m for m in gm.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
-    return tuple(getattr(m, "out_channels", None) or m.out_features for m in mixing)
-
-
 CCC = "Conv2d ReLU Conv2d"
 PADDED = (conv(4, 8, bias=True), nn.ReLU(), conv(8, 5, bias=True))
 VALID = (conv(4, 8, bias=True), nn.ReLU(), nn.Conv2d(8, 5, 3))
@@ -341,132 +269,3 @@ def test_what_trains_still_does() -> None:
     emitted = prepared.emitted()
     assert all(p.requires_grad and p.dtype == FLOAT64 for p in emitted.parameters())
     assert all(not b.requires_grad for b in emitted.buffers())
-
-
-# -- which channels are live -------------------------------------------------------------------------------------------
-
-
-class Readers(nn.Module):
-    """Readers of every kind behind one layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = conv(4, 6, 1), conv(4, 2, 1)
-        self.cut, self.pad, self.wide = ChannelSlice(1, 4), ChannelPad(1, 1), conv(8, 3, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.stem(x)
-        return self.head(self.cut(y)), self.wide(self.pad(y).relu() * 1.0)
-
-
-def test_live_channels_are_those_that_change_an_output() -> None:
-    seen: Counter[bool] = Counter()
-    for seed in range(20):
-        random = torch.Generator().manual_seed(seed)
-        model = Readers().double().eval()
-        with torch.no_grad():
-            for layer in (model.head, model.wide):
-                layer.weight *= torch.rand(1, layer.weight.shape[1], 1, 1, generator=random) < 0.4
-        gm = normal_form(model)
-        x = hostile(2, 4, 8, 8)
-        annotate(gm, (x,))
-        stem = next(node for node in gm.graph.nodes if node.target == "stem")
-        live = live_of(stem, 2).expand(6)
-        with torch.no_grad():
-            want = model(x)
-            for channel in range(6):
-                other = copy.deepcopy(model)
-                other.stem.weight[channel] += 1.0
-                changed = any(not torch.equal(a, b) for a, b in zip(want, other(x), strict=True))
-                assert changed == bool(live[channel])
-                seen[changed] += 1
-    assert min(seen.values()) > 20
-
-
-# -- random networks ---------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> tuple[nn.Sequential, list[int], int]:
-    """A random chain in float64, the widths that are left of its layers, and how much was planted."""
-    random = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    widths = [draw(st.integers(4, 9)) for _ in range(draw(st.integers(2, 4)))]
-    channels = [3, *widths, 4]
-    layers: list[nn.Module] = []
-    left, planted = [], 0
-    previous: nn.Conv2d | None = None
-    for index, (c_in, c_out) in enumerate(zip(channels, channels[1:], strict=False)):
-        k = draw(st.sampled_from((1, 3)))
-        pads = k == 3 and draw(st.booleans())
-        layer = nn.Conv2d(c_in, c_out, k, padding=1 if pads else 0, dtype=FLOAT64)
-        nn.init.normal_(layer.weight, 0, (c_in * k * k) ** -0.5, generator=random)
-        nn.init.normal_(layer.bias, 0, 0.5, generator=random)
-        if previous is not None:
-            kinds = draw(st.lists(st.sampled_from("kkkdzc"), min_size=c_in, max_size=c_in))
-            count = Counter(kinds)
-            with torch.no_grad():
-                for channel, kind in enumerate(kinds):
-                    if kind == "d":
-                        layer.weight[:, channel] = 0.0
-                    if kind in "zc":
-                        previous.weight[channel] = 0.0
-                        previous.bias[channel] = -1.0 if kind == "z" else 0.5 + channel
-            stay = min(count["c"], 1) if pads else 0
-            left.append(max(count["k"] + stay, 1))
-            planted += count["d"] + count["z"] + max(count["c"] - stay, 0)
-        layers += [layer, *([] if index == len(widths) else [draw(st.sampled_from((nn.ReLU(), nn.ReLU6())))])]
-        previous = layer
-    return nn.Sequential(*layers).eval(), left, planted
-
-
-def test_planted_channels_are_found_and_dropped() -> None:
-    seen: Counter[str] = Counter()
-
-    @settings(max_examples=80)
-    @given(networks())
-    def check(drawn: tuple[nn.Sequential, list[int], int]) -> None:
-        model, left, planted = drawn
-        gm, x = normal_form(model), hostile(2, 3, 12, 11)
-        annotate(gm, None)
-        tensors = storage_table(gm)
-        sweeps = 0
-        while sweep(gm, RULE).changed:
-            sweeps += 1
-        found = widths(gm)[:-1]
-        assert all(width <= most for width, most in zip(found, left, strict=True)), (found, left)
-        seen["exactly"] += list(found) == left  # some are dead by chance
-        assert sweeps <= 1 + len(left)
-        with torch.no_grad():
-            y = model(x)
-        seen["planted"] += planted
-        seen["nets"] += 1
-        if y.max() > y.min():
-            emit(gm, tensors, FLOAT64)
-            gm.recompile()
-            assert_equivalent(model, gm, x)
-            seen["compared"] += 1
-
-    check()
-    assert seen["planted"] > 200 and min(seen["compared"], seen["exactly"]) > seen["nets"] / 2
-
-
-# -- the algebra -------------------------------------------------------------------------------------------------------
-
-
-def test_select_keeps_groups_equally_wide() -> None:
-    grouped = from_tensors(torch.ones(4, 2), None, Grid(), groups=2)
-    for select in (select_outputs, lambda affine, kept: select_inputs(affine, kept, torch.zeros(4))):
-        for kept in ([0, 1, 2], [0, 1], []):
-            with pytest.raises(InexactError, match="groups must stay equally wide"):
-                select(grouped, torch.tensor(kept, dtype=torch.long))
-    with pytest.raises(InexactError, match="only a depthwise map has the same channels before and after it"):
-        select_channels(grouped, torch.tensor([0]))
-
-
-def test_a_constant_needs_a_home_under_zero_padding() -> None:
-    affine = from_tensors(torch.ones(1, 3, 3), None, Grid.of((3,), padding=(1,)))
-    constants = torch.tensor([0.0, 2.0, 0.0], dtype=FLOAT64)
-    with pytest.raises(InexactError, match="zero padding would see 0 where a constant channel that is dropped should"):
-        select_inputs(affine, torch.tensor([0, 2]), constants)
-    moved = select_inputs(affine, torch.tensor([0, 2]), torch.tensor([0.0, 2.0, 4.0], dtype=FLOAT64))
-    assert not moved.has_bias and moved.weights()[0].flatten().tolist() == [1.0] * 3 + [1.5] * 3

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import EfficientChannelAttention, SqueezeExcite
+from block import SqueezeExcite
+from blocks_gates import EfficientChannelAttention
 from nets import cbn, conv
 from regions import Net
 from torch import Tensor, fx, nn

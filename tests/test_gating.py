@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import BLOCKS, SqueezeExcite
+from block import SqueezeExcite
+from blocks import BLOCKS
 from front import hostile, operations
 from nets import cbn, conv
 from regions import Net

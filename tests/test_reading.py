@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import SLICES, SUMS, Block
+from block import Block
+from blocks_slices import SLICES
+from blocks_sums import SUMS
 from nets import cbn, conv
 from oracle import relative_difference
 from regions import Net, run_problem

@@ -25,6 +25,7 @@ REASONS = {
     ),
     "a softmax on the branch, divides by a sum over channels or positions": lambda y: y.softmax(1),
     "a permute on the branch, brings values into another order": lambda y: y.permute(0, 2, 3, 1),
+    "ConstantPad2d on the branch, pads with a value that is not zero": lambda y: F.pad(y, (1, 1, 1, 1), value=0.5),
     "MaxPool2d on the branch, takes a maximum over positions": lambda y: F.max_pool2d(y, 2),
     "Upsample on the branch, repeats or interpolates positions": lambda y: F.interpolate(y, scale_factor=2),
     "AdaptiveAvgPool2d on the branch, averages windows whose size depends on that": (

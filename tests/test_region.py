@@ -106,6 +106,55 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
+class Attention(nn.Module):
+    """One head over the positions, as reshapes and two products of matrices."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.flatten(2)
+        return (y @ (y.transpose(1, 2) @ y).softmax(-1)).reshape(x.shape)
+
+
+def _normed_tokens(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.b(m.norm(m.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)) + x
+
+
+def _attention_behind_a_norm(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.attend(m.group(x))
+    return (m.b(y) + x) * y.mean()
+
+
+DECISIVE: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "attention": (
+        lambda m, x: m.attend(m.a(x)) + x,
+        C | {"attend": Attention},
+        "a matmul on the branch, is attention or another product of matrices computed from the input",
+    ),
+    "a norm between reshapes": (
+        _normed_tokens,
+        C | {"norm": lambda: nn.LayerNorm(6)},
+        "a LayerNorm on the branch, normalises by the mean and variance over all features of a position",
+    ),
+    "attention and a norm, and a reader outside": (
+        _attention_behind_a_norm,
+        C | {"attend": Attention, "group": lambda: nn.GroupNorm(2, 6)},
+        "a matmul on the branch, is attention",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_what_nothing_could_be_done_about_is_the_reason(name: str) -> None:
+    forward, layers, reason = DECISIVE[name]
+    assert reason in Net(forward, **layers).reason
+
+
+def test_a_product_with_a_constant_matrix_is_no_attention() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(m.a(x), m.table).sort(1)[0] + x
+
+    assert "a getitem on the branch" in Net(forward, table=lambda: nn.Parameter(torch.randn(9, 9)), **C).reason
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     forward, layers, reason = REFUSED[name]

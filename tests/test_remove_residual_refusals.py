@@ -12,6 +12,7 @@ from nets import NETS, Residual, conv
 from one_pass import Case, assert_refuses
 from torch import nn
 
+from rmfx.layout import schedule
 from rmfx.passes.remove_residual import RemoveResidual
 
 POINT = (16, 4, 1, 1)
@@ -213,4 +214,11 @@ REFUSES = {
 
 @pytest.mark.parametrize("case", REFUSES.values(), ids=list(REFUSES))
 def test_refuses(case: Case) -> None:
+    assert_refuses(case, RemoveResidual())
+
+
+def test_a_search_that_gives_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "MOST_STATES", 1)
+    reason = "the 3 operations between fork and join can be put in order in more ways than are tried"
+    case = Case(residual(*usual(nn.ReLU())), reason=reason)
     assert_refuses(case, RemoveResidual())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import net
+from block import net
 from front import hostile
 from nets import cbn, conv
 from oracle import assert_equivalent

@@ -76,21 +76,6 @@ def _scale(room: float, width: float) -> float | None:
     return scale if scale * width <= room else scale / 2
 
 
-def carriers_for(activation: nn.Module, values: Range) -> tuple[Carrier, ...]:
-    """All carriers that take ``values`` through ``activation`` exactly, in order of preference.
-
-    >>> carriers_for(nn.ReLU(), (-1.0, 1.0)), carriers_for(nn.Mish(), (-1.0, 1.0))
-    (('masked', 'split', 'shift'), ('masked',))
-    """
-    exact: tuple[tuple[Carrier, bool], ...] = (
-        ("direct", is_identity_on(activation, values)),
-        ("masked", True),
-        ("split", split_constant(activation) is not None),
-        ("shift", shift_plan(activation, values) is not None),
-    )
-    return tuple(carrier for carrier, holds in exact if holds)
-
-
 def choose_carrier(
     activation: nn.Module, values: Range, wanted: str, *, rms: float | None = None, max_bits: float = SHIFT_BITS
 ) -> Carrier:

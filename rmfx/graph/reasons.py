@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from rmfx.algebra.pointwise import NORMS
 from rmfx.graph.facts import is_plain, is_product, is_sum, module_of, shape_of
@@ -15,7 +17,7 @@ _LAYERS: dict[type[nn.Module], str] = {
     nn.RMSNorm: f"divides by the size of all features of a position, {_CARRIED}",
     nn.GroupNorm: f"normalises by the mean and variance over channels and positions of each input, {_CARRIED}",
     nn.LocalResponseNorm: f"divides each channel by the size of its neighbours, {_CARRIED}",
-    nn.MultiheadAttention: "is attention, which multiplies tensors computed from its input: no linear layer does that",
+    nn.MultiheadAttention: "is attention: it multiplies matrices computed from its input, which no linear layer does",
     nn.Softmax: f"divides by a sum over channels or positions, {_CARRIED}",
     nn.GLU: "multiplies two halves of its input: no linear layer does that",
     nn.Embedding: "looks up rows by number, which no linear layer does",
@@ -38,15 +40,21 @@ _LAYERS: dict[type[nn.Module], str] = {
         "is a transposed convolution, which spreads positions apart; the algebra knows convolutions only",
     ),
     **dict.fromkeys(
+        (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+        "pads with a value that is not zero, which no convolution does",
+    ),
+    **dict.fromkeys(
         (nn.PixelShuffle, nn.PixelUnshuffle), "moves channels into positions or back, which no convolution does"
     ),
 }
+ATTENTION = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention", "mm")
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORM_FUNCTIONS = ("layer_norm", "rms_norm", "group_norm", "instance_norm")
 _RESHAPING = "brings values into another order than channels and positions, which the layers of a plain network keep"
 _FUNCTIONS = {
     **dict.fromkeys(("softmax", "log_softmax"), _LAYERS[nn.Softmax]),
     **dict.fromkeys(
-        ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention", "mm"),
-        "is attention or another product of matrices computed from the input: no linear layer does that",
+        ATTENTION, "is attention or another product of matrices computed from the input, which no linear layer does"
     ),
     **dict.fromkeys(("layer_norm",), _LAYERS[nn.LayerNorm]),
     **dict.fromkeys(("rms_norm",), _LAYERS[nn.RMSNorm]),
@@ -92,6 +100,31 @@ carried beside it would change it
         return _joined(node, named)
     word = _word(node)
     return f"{named}, a {word} on the branch, {_FUNCTIONS.get(word, 'is an operation that rmfx does not know')}"
+
+
+def decisive(nodes: Iterable[fx.Node]) -> fx.Node | None:
+    """The node among those of a branch that rules out a plain form whatever else is in the way.
+
+    That is attention or, where there is none, a norm by statistics of each input; ``None`` where there is neither.
+
+    >>> gm = fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.LayerNorm(4)))
+    >>> decisive(gm.graph.nodes), decisive(list(gm.graph.nodes)[:2])
+    (_1, None)
+    """
+    norm: fx.Node | None = None
+    for node in nodes:
+        module = module_of(node)
+        word = None if module is not None else _word(node)
+        if isinstance(module, nn.MultiheadAttention) or (word in ATTENTION and _multiplies_tensors(node)):
+            return node
+        if norm is None and (isinstance(module, _NORMS) or word in _NORM_FUNCTIONS):
+            norm = node
+    return norm
+
+
+def _multiplies_tensors(node: fx.Node) -> bool:
+    operands = pytree.tree_leaves((node.args, node.kwargs))
+    return sum(isinstance(operand, fx.Node) and operand.op != "get_attr" for operand in operands) > 1
 
 
 def _layer(module: nn.Module) -> str:

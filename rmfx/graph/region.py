@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from rmfx.algebra.pointwise import is_pointwise
 from rmfx.graph.facts import is_dropout, is_plain, is_product, is_sum, module_of, shape_of
 from rmfx.graph.gates import GatePath, read_gate
 from rmfx.graph.linear import dims_of, is_linear
-from rmfx.graph.reasons import why_not
+from rmfx.graph.reasons import decisive, why_not
 from rmfx.graph.rule import Refusal
 from rmfx.graph.stages import is_stage
 
@@ -100,7 +100,7 @@ def find_region(join: fx.Node) -> Region | Refusal:
         node = max(todo)
         todo.remove(node)
         if (reason := obstacle(node, inside)) is not None:
-            return Refusal(node, reason)
+            return _refusal(join, node, reason)
         inside[node] = None
         if is_product(node):
             gate = read_gate(node)
@@ -118,6 +118,24 @@ def find_region(join: fx.Node) -> Region | Refusal:
     side = {node for gate in gates for node in gate.side}
     nodes = tuple(sorted(node for node in inside if node is not join and node not in side))
     return Region(fork, join, nodes, tuple(sorted(gates, key=lambda gate: gate.product)))
+
+
+def _refusal(join: fx.Node, node: fx.Node, reason: str) -> Refusal:
+    """The obstacle at ``node``, unless there is one between fork and join that nothing could be done about."""
+    worst = decisive(_between(join))
+    return Refusal(node, reason) if worst is None else Refusal(worst, why_not(worst))
+
+
+def _between(join: fx.Node) -> Iterator[fx.Node]:
+    """What stands between a join and the nearest tensor that all of it is computed from, latest first."""
+    todo = _tensors(join.all_input_nodes)
+    for _ in range(MOST_NODES):
+        if len(todo) < 2:
+            return
+        node = max(todo)
+        todo.remove(node)
+        todo |= _tensors(node.all_input_nodes)
+        yield node
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -49,7 +49,8 @@ def solve(problem: Problem) -> Solution:
         if found:
             break
     if not found:
-        raise reason or InexactError("no sequence of layers joins the branches")
+        assert reason is not None
+        raise reason
     return min(found, key=lambda candidate: (candidate.macs, len(candidate.draft.kinds))).solution()
 
 
@@ -74,7 +75,10 @@ def _best(problem: Problem, wish: Wish) -> _Candidate:
         if not found and failures > MOST_FAILURES:
             break
     if not found:
-        raise reason or InexactError("no sequence of layers joins the branches")
+        raise reason or InexactError(
+            f"the {len(flow.tasks)} operations between fork and join can be put in order in more ways than are tried, "
+            "and none of those tried makes them one sequence of layers"
+        )
     late = {"conv": 1, "input": -1}.get(problem.downsample, 0)
     return min(found, key=lambda c: (late * c.draft.shortcut_applied, c.macs, c.draft.masked_channels))
 
