@@ -1,0 +1,79 @@
+"""Code that casts on its way: networks are compared by what they compute in real numbers, and mistakes are seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from front import hostile
+from nets import cbn, conv
+from torch import Tensor, nn
+
+import rmfx
+from rmfx import VerificationError
+from rmfx.check.compare import UnroundedCasts
+from rmfx.hostile import randomise
+
+
+class Casting(nn.Module):
+    """A block that is followed by a sum in float32, as attention in timm computes its logits."""
+
+    def __init__(self, by_size: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.by_size = cbn(6, 5), conv(5, 6), by_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.b(self.a(x).relu())
+        if self.by_size and x.shape[2] < 0:  # symbolic tracing cannot follow: torch.export bakes the dtype in
+            return x
+        return (y.float() * 3).to(x.dtype)
+
+
+def built(by_size: bool) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    x = hostile(2, 6, 9, 8).float()
+    return randomise(Casting(by_size), x / 8), x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("by_size", [False, True])
+def test_casts_do_not_fail_the_verification(by_size: bool, dtype: torch.dtype) -> None:
+    model, x = built(by_size)
+    converted = rmfx.convert(model.to(dtype), x.to(dtype))
+    assert rmfx.report(converted).count("removed") == 1
+    assert rmfx.verify(model, converted, x.to(dtype)).difference < 1e-6
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_mistake_is_seen_in_spite_of_casts(by_size: bool) -> None:
+    model, x = built(by_size)
+    converted = rmfx.convert(model.double(), x.double(), verify=False)
+    with torch.no_grad():
+        next(converted.parameters()).mul_(1 + 1e-9)
+    with pytest.raises(VerificationError):
+        rmfx.verify(model, converted, x.double())
+
+
+def test_only_what_rounds_is_left_out() -> None:
+    x = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    with UnroundedCasts():
+        assert torch.equal(x.half().double(), x) and x.to(torch.bfloat16).dtype == torch.float64
+        assert x.long().dtype == torch.int64 and x.float().long().tolist() == [0, 2]
+        assert x.to(torch.float32, copy=True).data_ptr() != x.data_ptr()
+        assert torch.ones(2, dtype=torch.float32).half().dtype == torch.float16
+    assert x.float().dtype == torch.float32
+
+
+def test_code_that_insists_on_a_dtype_is_a_difference_as_before() -> None:
+    class Table(Casting):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x).float()
+            return y @ torch.ones(8, 8, dtype=torch.float32)
+
+    x = hostile(2, 6, 9, 8)
+    model = randomise(Table(True).double(), x / 8)
+    converted = rmfx.convert(model, x, verify=False)
+    assert rmfx.verify(model, converted, x).difference < 1e-6
+    with torch.no_grad():
+        next(converted.parameters()).mul_(1 + 1e-3)
+    with pytest.raises(VerificationError):
+        rmfx.verify(model, converted, x)
