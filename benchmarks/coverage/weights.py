@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rmfx.hostile import NORMS, WEIGHTED, randomise
 
 DRAWS = frozenset({"uniform_", "normal_", "erfinv_", "exponential_", "log_normal_"})
+COPIES = frozenset({"_to_copy", "clone"})
 MOVES = frozenset({"mul_", "add_", "sub_", "div_", "clamp_", "clamp_min_", "clamp_max_"})
 SMALL = 4096  # elements up to which a draw is cheap
 BLOCK = 1_048_573  # a prime: no two layers of a network see it from the same offset
@@ -43,7 +44,21 @@ class Uninitialised(TorchDispatchMode):
             if address in self.skipped and name in DRAWS | MOVES:
                 return args[0]
             self.skipped.discard(address)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() > SMALL:
+            self._note(result, name, args[0] if args and isinstance(args[0], Tensor) else None)
+        return result
+
+    def _note(self, result: Tensor, name: str, source: Tensor | None) -> None:
+        """New memory, which may be where a tensor was that is gone: what is copied there means as much as its source."""
+        address = result.untyped_storage().data_ptr()
+        before = None if source is None else source.untyped_storage().data_ptr()
+        if address == before:
+            return
+        if name in COPIES and before in self.skipped:
+            self.skipped.add(address)
+        else:
+            self.skipped.discard(address)
 
 
 class Blockwise(TorchDispatchMode):
