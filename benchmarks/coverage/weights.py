@@ -50,7 +50,7 @@ class Uninitialised(TorchDispatchMode):
         return result
 
     def _note(self, result: Tensor, name: str, source: Tensor | None) -> None:
-        """New memory, which may be where a tensor was that is gone: what is copied there means as much as its source."""
+        """New memory, maybe where a tensor was that is gone: what is copied there means as much as its source."""
         address = result.untyped_storage().data_ptr()
         before = None if source is None else source.untyped_storage().data_ptr()
         if address == before:
