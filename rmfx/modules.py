@@ -56,24 +56,6 @@ class ChannelAffine(nn.Module):
         return f"{shown}, bias={self.bias is not None}, axis={self.axis}"
 
 
-EXACT = "exact"  # on a layer made of numbers of the user's code: those numbers in float64
-
-
-def keep_exact(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Round the float64 buffers of ``layer`` to ``dtype`` and keep them beside: Python's numbers are float64."""
-    exact = {name: tensor for name, tensor in layer.named_buffers() if tensor.dtype == torch.float64}
-    for name, tensor in exact.items():
-        layer.register_buffer(name, tensor.to(dtype))
-    if exact and dtype != torch.float64:
-        layer.__dict__[EXACT] = exact
-
-
-def exactly(layer: nn.Module, name: str) -> Tensor | None:
-    """The tensor ``name`` of ``layer`` before it was rounded to the network's dtype."""
-    kept = layer.__dict__.get(EXACT, {})
-    return kept[name] if name in kept else getattr(layer, name)
-
-
 class ChannelClamp(nn.Module):
     """Clamp each channel to its own ``[low, high]``; infinite bounds let a channel pass unchanged.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rmfx
 from rmfx import VerificationError
-from rmfx.check.compare import UnroundedCasts
+from rmfx.algebra.exact import UnroundedCasts
 from rmfx.hostile import randomise
 
 
@@ -54,12 +54,13 @@ def test_a_mistake_is_seen_in_spite_of_casts(by_size: bool) -> None:
 
 
 def test_only_what_rounds_is_left_out() -> None:
-    x = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    x, single = torch.tensor([0.1, 2.0], dtype=torch.float64), torch.ones(2, dtype=torch.float32)
     with UnroundedCasts():
         assert torch.equal(x.half().double(), x) and x.to(torch.bfloat16).dtype == torch.float64
         assert x.long().dtype == torch.int64 and x.float().long().tolist() == [0, 2]
         assert x.to(torch.float32, copy=True).data_ptr() != x.data_ptr()
-        assert torch.ones(2, dtype=torch.float32).half().dtype == torch.float16
+        assert single.half().dtype == torch.float16 and torch.ones(2, dtype=torch.float32).dtype == torch.float64
+        assert x.long().float().dtype == torch.float64
     assert x.float().dtype == torch.float32
 
 

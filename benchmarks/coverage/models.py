@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.coverage.weights import uninitialised
-from rmfx.check.compare import default_dtype
+from rmfx.algebra.exact import default_dtype
 from rmfx.vision import import_timm, import_torchvision
 
 BATCH = 2

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rmfx.algebra import kernels
+from rmfx.algebra.exact import is_rounded, on_cpu
 from rmfx.algebra.grid import Grid, align, compose_grids, layer_grid
 from rmfx.errors import InexactError
 
@@ -92,13 +93,12 @@ def from_tensors(
     >>> conv.in_channels, conv.out_channels, conv.macs_per_position
     (2, 4, 36)
     """
+    stored = None if any(t is not None and is_rounded(t) for t in (weight, bias)) else (weight, bias)
 
     def compute(dtype: torch.dtype) -> Weights:
-        return weight.detach().to("cpu", dtype), None if bias is None else bias.detach().to("cpu", torch.float64)
+        return on_cpu(weight, dtype), None if bias is None else on_cpu(bias, torch.float64)
 
-    return Affine(
-        weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources, (weight, bias)
-    )
+    return Affine(weight.shape[1] * groups, weight.shape[0], groups, grid, bias is not None, compute, sources, stored)
 
 
 def per_channel(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rmfx.algebra.exact import on_cpu
 from rmfx.algebra.widened import CARRIED as CARRIED
 from rmfx.algebra.widened import NORMS as NORMS
 from rmfx.algebra.widened import identity_norm as identity_norm
@@ -240,7 +241,7 @@ def _slopes(module: nn.Module | None) -> Tensor | None:
         return torch.tensor(0.0)
     if type(module) is nn.LeakyReLU:
         return torch.tensor(module.negative_slope, dtype=torch.float64)
-    return module.weight.detach().cpu() if type(module) is nn.PReLU else None
+    return on_cpu(module.weight, torch.float64) if type(module) is nn.PReLU else None
 
 
 def _as_bounds(parts: Sequence[Part], channels: int, axis: int) -> nn.Module | None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from rmfx.algebra.exact import default_dtype
 
 AMPLITUDE = 8.0  # standard deviation of hostile inputs: signed, and well beyond the bounds of ReLU6 and Hardswish
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -43,37 +44,6 @@ def run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if _floating(x) else x, inputs)
     with torch.no_grad(), exact_matmuls(), default_dtype(dtype):
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
-
-
-class UnroundedCasts(TorchDispatchMode):
-    """While this is active, casts of float64 tensors to a smaller floating type leave them as they are.
-
-    Code with ``x.float()`` in it does nothing to a float32 network, but rounds when that network is run in float64, and
-    a value next to the middle between two float32 numbers is then rounded up in one network and down in the other.
-
-    >>> with UnroundedCasts():
-    ...     torch.tensor(0.1, dtype=torch.float64).float().dtype
-    torch.float64
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
-            wanted = kwargs.get("dtype")
-            if wanted is not None and wanted.is_floating_point:
-                kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What ``forward`` makes with ``torch.ones`` and the like comes in the dtype of the comparison."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _floating(x: Any) -> bool:

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from rmfx.check.compare import (
-    Inputs,
-    UnroundedCasts,
-    hostile_like,
-    in_dtype,
-    noise_floor,
-    relative_difference,
-    run,
-)
+from rmfx.algebra.exact import UnroundedCasts
+from rmfx.check.compare import Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
 from rmfx.front.doors import enter
 from rmfx.inputs import as_tuple, bind
@@ -150,12 +143,22 @@ def _compare(
     unrounded: bool,
 ) -> tuple[float, float]:
     """(difference, tolerance), or a VerificationError; ``unrounded``: the converted weights are stored in float64."""
-    difference = relative_difference(run(other, inputs, torch.float64), truth)
+    failure: RuntimeError | None = None
+    try:
+        difference = relative_difference(run(other, inputs, torch.float64), truth)
+    except RuntimeError as error:
+        difference, failure = float("inf"), error
     if difference > tolerance:
         factor = NOISE_FACTOR if unrounded else STORED_FACTOR
         tolerance = max(tolerance, factor * noise_floor(exact if unrounded else original, inputs, truth, seed))
     if difference > tolerance:
         difference = _difference_without_casts(exact, other, inputs)
+    if difference > tolerance and failure is not None:
+        reason = str(failure).strip().split("\n")[0]
+        raise UnsupportedModelError(
+            f"the converted network cannot be run in float64 ({reason}): its code is bound to another dtype; "
+            "give verify=False, or a model in float64"
+        ) from failure
     if difference > tolerance:
         raise VerificationError(
             f"the networks differ by {difference:.2e} of the largest output (tolerance {tolerance:.1e}) at input "

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from rmfx.algebra.exact import derive, exact, remember
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.front.kinds import Kind
-from rmfx.modules import ChannelAffine, keep_exact
+from rmfx.modules import ChannelAffine
 
 _ADD = (operator.add, torch.add, "add")
 _SUB = (operator.sub, torch.sub, torch.subtract, "sub", "subtract")
@@ -158,7 +159,7 @@ class Arithmetic:
         if divisor is None or not self._is_tensor(first) or not self.kinds[first].floating:
             return ()
         if isinstance(divisor, _Channels):
-            inverse = divisor.vector.detach().double().reciprocal()
+            inverse = exact(divisor.vector).reciprocal()
             return self._one(first, _Channels(inverse, divisor.axis))
         return self._one(first, 1 / divisor if divisor not in (0, 1) else divisor) if divisor else ()
 
@@ -168,7 +169,7 @@ class Arithmetic:
             return ()
         axis = next((value.axis for value in (scale, shift) if isinstance(value, _Channels)), 1)
         plain = [value.vector if isinstance(value, _Channels) else value for value in (scale, shift)]
-        term = _Term(node, plain[0], plain[1] if factor == 1 else plain[1] * factor, axis)
+        term = _Term(node, plain[0], plain[1] if factor == 1 else _times(plain[1], factor), axis)
         # A number leaves it to the tensor which type the result has; a layer that holds floats does not.
         by_channel = any(isinstance(value, Tensor) and value.dim() for value in plain)
         return (term,) if by_channel or self.kinds[node].floating or not self._changes(term) else ()
@@ -205,7 +206,9 @@ class Arithmetic:
         scale, shift = (self._as_tensor(value, like) for value in (term.scale, term.shift))
         without_shift = not isinstance(term.shift, Tensor) and term.shift == 0
         layer = ChannelAffine(scale, None if without_shift else shift, term.axis)
-        keep_exact(layer, self.dtype)
+        for name, buffer in list(layer.named_buffers()):
+            if buffer.dtype == torch.float64 != self.dtype:  # Python's numbers are float64
+                layer.register_buffer(name, _rounded(buffer, self.dtype))
         return layer
 
     def _as_tensor(self, value: Constant, like: Tensor | None) -> Tensor:
@@ -242,7 +245,19 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
 def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same memory in another shape; a parameter stays one, so that a scale that trains goes on training."""
     view = tensor.detach().reshape(shape)
-    return nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    view = nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    return derive(view, lambda whole: whole.reshape(shape), tensor)
+
+
+def _times(value: Constant, factor: int | float) -> Constant:
+    product = value * factor
+    return derive(product, lambda whole: whole * factor, value) if isinstance(value, Tensor) else product
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = value.to(dtype)
+    remember(rounded, lambda: value)
+    return rounded
 
 
 def _respell(node: fx.Node) -> None:

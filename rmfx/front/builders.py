@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmfx.algebra.exact import derive
 from rmfx.front.kinds import Kind
 
 Arguments = dict[str, Any]
@@ -21,7 +22,11 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def as_parameter(tensor: Tensor) -> nn.Parameter:
     """``tensor`` as a parameter over the same memory; itself where it is one."""
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    derive(parameter, lambda same: same, tensor)
+    return parameter
 
 
 def layer(cls: type[nn.Module]) -> Builder:
@@ -115,7 +120,7 @@ def batch_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
     weight, bias = arguments["weight"], arguments["bias"]
     affine = weight is not None or bias is not None
     layer = _NORMS[kind.rank](mean.numel(), arguments["eps"], arguments["momentum"], affine, device="meta")
-    layer.running_mean, layer.running_var = mean.detach(), var.detach()
+    layer.running_mean, layer.running_var = (derive(t.detach(), lambda same: same, t) for t in (mean, var))
     layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
     if affine:
         _with_weights(layer, torch.ones_like(mean) if weight is None else weight, bias)

@@ -8,6 +8,7 @@ import operator
 import torch
 from torch import fx, nn
 
+from rmfx.algebra.exact import derive
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.modules import ChannelAffine
@@ -105,4 +106,4 @@ def _is_scalar(module: nn.Module | None) -> bool:
 
 def _reciprocal(module: nn.Module) -> torch.Tensor:
     assert isinstance(module, ChannelAffine)
-    return module.weight.detach().reciprocal()
+    return derive(module.weight.detach().reciprocal(), torch.reciprocal, module.weight)

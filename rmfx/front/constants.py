@@ -6,12 +6,15 @@ in eval mode, so it becomes a parameter (or a buffer, where no parameter takes p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from rmfx.algebra.exact import in_float64, remember
 from rmfx.errors import NormalFormError
 from rmfx.front.install import Installer
 from rmfx.front.opnames import FRESH, METADATA, VIEWS, op_name
@@ -73,9 +76,9 @@ def _is_weight_norm(node: fx.Node) -> bool:
 
 def _compute(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda source: known[source])
+    call: Callable[..., Any] = node.target if callable(node.target) else partial(_call_method, node.target)
     try:
-        value = getattr(args[0], str(node.target))(*args[1:], **kwargs) if node.op == "call_method" else None
-        value = node.target(*args, **kwargs) if callable(node.target) else value
+        value = call(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise NormalFormError(
             f"{node.name} ({location(node)}) cannot be computed from its constants: {error}"
@@ -83,7 +86,14 @@ def _compute(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     parameters = [known[source] for source in node.all_input_nodes if isinstance(known[source], nn.Parameter)]
     if isinstance(value, Tensor) and value.is_floating_point() and parameters:
         value = nn.Parameter(value.detach(), requires_grad=any(parameter.requires_grad for parameter in parameters))
+    given = [known[source] for source in node.all_input_nodes]
+    if isinstance(value, Tensor) and not any(value is source for source in given):
+        remember(value, lambda: in_float64(call, args, kwargs))
     return value
+
+
+def _call_method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(value, name)(*args, **kwargs)
 
 
 def _is_literal(value: Any) -> bool:

@@ -8,12 +8,18 @@ existing tensor, nor into a class: the parametrized class of a copy is the class
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from rmfx.algebra.exact import exact, remember
 from rmfx.errors import UnsupportedModelError
 from rmfx.front.admit import hook_name
 from rmfx.front.tracer import is_leaf
@@ -43,6 +49,7 @@ def _settle_parametrizations(module: nn.Module) -> None:
         value = getattr(module, name).detach().clone()
         if any(isinstance(original, nn.Parameter) for original in originals):
             value = nn.Parameter(value, requires_grad=any(original.requires_grad for original in originals))
+        remember(value, partial(_in_float64, chain))
         settled[name] = value
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]
@@ -56,13 +63,28 @@ def _settle_parametrizations(module: nn.Module) -> None:
 def _settle_hooks(module: nn.Module) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if isinstance(hook, WeightNorm | SpectralNorm):
+            originals = {**module._parameters, **module._buffers}
             hook.remove(module)
+            remember(getattr(module, hook.name), partial(_normed_in_float64, hook, originals))
         elif isinstance(hook, prune.BasePruningMethod):
             _detach_pruned(module, hook._tensor_name)
             hook.remove(module)
         else:
             continue
         del module._forward_pre_hooks[key]
+
+
+def _in_float64(chain: nn.Module) -> Tensor:
+    value = copy.deepcopy(chain).double()()
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _normed_in_float64(hook: WeightNorm | SpectralNorm, originals: dict[str, Tensor | None]) -> Tensor:
+    module: Any = SimpleNamespace(**{name: exact(tensor) for name, tensor in originals.items() if tensor is not None})
+    if isinstance(hook, WeightNorm):
+        return hook.compute_weight(module)
+    return hook.compute_weight(module, do_power_iteration=False)
 
 
 def _detach_pruned(module: nn.Module, name: str) -> None:

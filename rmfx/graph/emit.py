@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra import kernels
 from rmfx.algebra.affine import Affine
+from rmfx.algebra.exact import exact, forget, is_rounded
 from rmfx.algebra.grid import layer_grid
 from rmfx.graph.facts import module_of
-from rmfx.modules import EXACT
 
 UNTOUCHED = "untouched"  # node.meta: the layer or tensor of the user's model that a node still names
 
@@ -83,13 +83,19 @@ def _own(gm: fx.GraphModule, node: fx.Node, module: nn.Module, fallback: Storage
     if "made" not in node.meta:
         untouched = node.meta.setdefault(UNTOUCHED, module)
         own = copy.deepcopy(untouched).to(dtype)
-        exact = own.__dict__.pop(EXACT, {})
-        for name, constant in exact.items() if dtype == torch.float64 else ():
-            own.register_buffer(name, constant)
+        for tensor, original in zip(tensors_of(own), tensors_of(untouched), strict=True):
+            forget(tensor)
+            if dtype == torch.float64 and is_rounded(original):
+                tensor.data = exact(original)
         gm.set_submodule(str(node.target), own)
     elif fallback.device.type != "meta":
         near = _nearest_weight(node)
         module.to(near.device, near.dtype) if near is not None else module.to(fallback.device, fallback.dtype)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a fixed order."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def _own_tensor(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype | None) -> None:
@@ -98,7 +104,10 @@ def _own_tensor(gm: fx.GraphModule, node: fx.Node, dtype: torch.dtype | None) ->
     tensor = node.meta.setdefault(UNTOUCHED, getattr(holder, attribute))
     if not isinstance(tensor, Tensor):
         return
-    own = tensor.detach().clone().to(dtype if tensor.is_floating_point() else tensor.dtype)
+    if dtype == torch.float64 and is_rounded(tensor):
+        own = exact(tensor).clone()
+    else:
+        own = tensor.detach().clone().to(dtype if tensor.is_floating_point() else tensor.dtype)
     if isinstance(tensor, nn.Parameter):
         setattr(holder, attribute, nn.Parameter(own, requires_grad=tensor.requires_grad))
     else:

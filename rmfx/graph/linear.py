@@ -7,13 +7,14 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra import kernels
 from rmfx.algebra.affine import Affine, from_tensors, per_channel, selection
+from rmfx.algebra.exact import on_cpu
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.algebra.pointwise import NORMS
 from rmfx.errors import InexactError
 from rmfx.graph.facts import channels_of, is_sum, module_of, shape_of
 from rmfx.graph.spatial import AVERAGES, FAMILIES, is_spatial, spatial_map
 from rmfx.graph.spatial import size_dependent as size_dependent
-from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm, exactly
+from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIXING = (*CONVS, nn.Linear)  # layers that mix channels
@@ -148,8 +149,7 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: i
     if module.weight.dim() and module.axis != (1 if dims else -1):
         raise InexactError(f"{node.name} scales another axis than the channels")
 
-    weight, bias = exactly(module, "weight"), exactly(module, "bias")
-    assert weight is not None
+    weight, bias = module.weight, module.bias
 
     def scale_shift() -> tuple[Tensor, Tensor | None]:
         return _float64(weight).expand(channels), None if bias is None else _float64(bias).expand(channels)
@@ -182,4 +182,4 @@ def _in_channels(node: fx.Node, dims: int, channels: int | None) -> int:
 
 
 def _float64(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
+    return on_cpu(tensor, torch.float64)
