@@ -38,7 +38,7 @@ from benchmarks.common import CONSOLE, Figure, finish, tracked
 FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
-    "affine": ("test_affine",),
+    "affine": ("test_affine", "test_kernels", "test_grid"),
     "bounds": ("test_bounds",),
     "carrier": ("test_carrier_choice",),
     "grid": ("test_grid", "test_affine"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rmfx.algebra import affine as algebra
-from rmfx.algebra.affine import Affine, compose, dirac, from_tensors, scaled
+from rmfx.algebra.affine import Affine, compose, dirac, from_tensors, scaled, uniform
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.errors import InexactError
 
@@ -240,3 +240,14 @@ def test_compose_is_associative(dims: int, data: st.DataObject) -> None:
 def test_scaling_by_one_is_no_work() -> None:
     affine = map_of(layer(2, 3, [axis_of(3)]))
     assert scaled(affine, 1.0, 1.0) is affine
+
+
+def test_scaling_leaves_no_bias_of_zeros() -> None:
+    with_bias, without = (map_of(layer(2, 3, [axis_of(3)], bias=bias)) for bias in (True, False))
+    for affine, factor in ((without, 3.0), (without, 0.0), (with_bias, 0.0)):
+        weight, bias = scaled(affine, 2.0, factor).weights()
+        assert torch.equal(weight, 2 * affine.weights()[0]) and bias is None
+        assert not scaled(affine, 2.0, factor).has_bias
+    (_, before), (_, after) = with_bias.weights(), scaled(with_bias, 2.0, 3.0).weights()
+    assert before is not None and after is not None and torch.equal(after, 3 * before)
+    assert uniform(2, 1, 3.0, 0.0).weights()[1] is None

@@ -89,7 +89,7 @@ def test_align_adds_no_tap_that_it_does_not_need() -> None:
 
 def test_layers_pad_evenly_or_as_padding_same() -> None:
     uneven = Grid((Axis(4, before=1, after=2),))
-    assert uneven.is_same and not uneven.symmetric
+    assert uneven.is_same and not uneven.symmetric and Grid.of((3, 3), padding=(1, 2)).symmetric
     assert layer_grid(uneven) == (Grid.of((5,), padding=(2,)), Embedding((1,), (1,)))
     same = Grid(uneven.axes, "reflect")
     assert layer_grid(same) == (same, Embedding((0,), (1,)))
@@ -230,6 +230,11 @@ def test_compose_distributes_over_add(drawn: tuple[list[nn.Module], Tensor], dat
     want = modules[0](inner(x)) + modules[1](inner(x))
     assert torch.equal(run_affine(compose(total, map_of(inner)), x), want)
     assert torch.equal(run_affine(add(*(compose(map_of(m), map_of(inner)) for m in modules)), x), want)
+
+
+def test_maps_of_different_dimensions_share_no_grid() -> None:
+    with pytest.raises(InexactError, match="^maps of different spatial dimensions do not share a grid$"):
+        align([Grid.of((3,), padding=(1,)), Grid.of((3, 3), padding=(1, 1))])
 
 
 def test_adding_what_does_not_fit_is_refused() -> None:

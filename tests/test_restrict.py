@@ -10,7 +10,7 @@ from test_affine import layer, map_of, run_affine, signal
 
 from rmfx.algebra.affine import Affine, dirac
 from rmfx.algebra.grid import Axis, Grid
-from rmfx.algebra.restrict import restrict
+from rmfx.algebra.restrict import restrict, zero_part
 
 GROUPED = st.sampled_from([(4, 4, 1), (4, 6, 2), (6, 3, 3), (6, 12, 6), (8, 8, 8), (8, 4, 4)])
 
@@ -72,3 +72,21 @@ def test_a_part_is_no_layer_of_the_model_any_more() -> None:
     part = restrict(dirac(4, Grid.sampling((1,))), (1, 2), (1, 2))
     assert part is not None and part.stored is None and part.diagonal
     assert part.macs_per_position == 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_part_has_a_bias_where_the_whole_has(bias: bool) -> None:
+    whole = conv(4, 6, bias=bias)
+    own = whole.weights()[1]
+    for part in (restrict(whole, (1, 3), (0, 2)), zero_part(whole, (1, 3), 5)):
+        assert part is not None and part.has_bias == bias
+        found = part.weights()[1]
+        assert (found is None and own is None) or (
+            found is not None and own is not None and torch.equal(found, own[1:4])
+        )
+
+
+def test_rows_that_nothing_reaches_are_zeros_and_the_bias() -> None:
+    part = zero_part(conv(4, 6), (1, 3), 5)
+    weight, _ = part.weights()
+    assert weight.shape == (3, 5, 3) and not weight.any() and (part.in_channels, part.out_channels) == (5, 3)
