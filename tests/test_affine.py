@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rmfx.algebra import affine as algebra
 from rmfx.algebra.affine import Affine, compose, dirac, from_tensors, scaled, uniform
+from rmfx.algebra.exact import remember
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.errors import InexactError
 
@@ -240,6 +241,15 @@ def test_compose_is_associative(dims: int, data: st.DataObject) -> None:
 def test_scaling_by_one_is_no_work() -> None:
     affine = map_of(layer(2, 3, [axis_of(3)]))
     assert scaled(affine, 1.0, 1.0) is affine
+
+
+def test_what_is_rounded_is_composed_before_rounding() -> None:
+    third = torch.full((1, 1), 1 / 3)
+    remember(third, lambda: torch.full((1, 1), 1 / 3, dtype=torch.float64))
+    rounded = from_tensors(third, None, Grid())
+    for affine in (rounded, compose(uniform(1, 0, 3.0, 0.0), rounded), compose(rounded, uniform(1, 0, 3.0, 0.0))):
+        weight, _ = affine.weights()
+        assert float(weight) == (1 / 3 if affine is rounded else 1.0)
 
 
 def test_scaling_leaves_no_bias_of_zeros() -> None:

@@ -59,6 +59,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "slopes": lambda: Lambda(lambda m, x: x + m.b(F.prelu(m.a(x), m.g.sqrt())), a=conv(6, 5), b=conv(5, 6),
                              g=_positive(5)),
+    "a part of a table": lambda: Lambda(
+        lambda m, x: x + m.b(m.a(x).relu()) * (m.g / 3).split(6)[1].view(1, 6, 1, 1), a=conv(6, 5), b=conv(5, 6),
+        g=_positive(12),
+    ),
     "written-out silu": lambda: Lambda(lambda m, x: x + m.b((lambda y: y * torch.sigmoid(1.702 * y))(m.a(x))),
                                        a=conv(6, 5), b=conv(5, 6)),
 }  # fmt: skip

@@ -69,13 +69,11 @@ def derive(result: Tensor, function: Callable[..., Tensor], *sources: Tensor) ->
     return result
 
 
-def in_float64(call: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+def in_float64(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """``call(*args, **kwargs)`` on the unrounded values of all tensors, without rounding on the way."""
     args, kwargs = pytree.tree_map_only(Tensor, exact, (args, kwargs))
     with torch.no_grad(), UnroundedCasts(), default_dtype(torch.float64):
-        result = call(*args, **kwargs)
-    assert isinstance(result, Tensor)
-    return result
+        return call(*args, **kwargs)
 
 
 class UnroundedCasts(TorchDispatchMode):

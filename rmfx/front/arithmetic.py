@@ -250,8 +250,9 @@ def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _times(value: Constant, factor: int | float) -> Constant:
-    product = value * factor
-    return derive(product, lambda whole: whole * factor, value) if isinstance(value, Tensor) else product
+    if not isinstance(value, Tensor):
+        return value * factor
+    return derive(value * factor, lambda whole: whole * factor, value)
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from rmfx.algebra.exact import in_float64, remember
 from rmfx.errors import NormalFormError
@@ -86,10 +87,17 @@ def _compute(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     parameters = [known[source] for source in node.all_input_nodes if isinstance(known[source], nn.Parameter)]
     if isinstance(value, Tensor) and value.is_floating_point() and parameters:
         value = nn.Parameter(value.detach(), requires_grad=any(parameter.requires_grad for parameter in parameters))
-    given = [known[source] for source in node.all_input_nodes]
-    if isinstance(value, Tensor) and not any(value is source for source in given):
-        remember(value, lambda: in_float64(call, args, kwargs))
+    _remember(value, partial(in_float64, call, args, kwargs), pytree.tree_leaves((args, kwargs)))
     return value
+
+
+def _remember(value: Any, unrounded: Callable[[], Any], given: list[Any]) -> None:
+    """Let a new tensor know its value in float64; what is handed on, such as a part of a tuple, knows it already."""
+    if isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            _remember(part, lambda index=index: unrounded()[index], given)  # type: ignore[misc]
+    elif isinstance(value, Tensor) and not any(value is source for source in given):
+        remember(value, unrounded)
 
 
 def _call_method(name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
