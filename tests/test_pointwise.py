@@ -25,6 +25,7 @@ from rmfx.algebra.pointwise import (
     identity_norm,
     identity_range,
     is_identity_on,
+    is_per_channel,
     is_pointwise,
     same_function,
     split_constant,
@@ -268,6 +269,12 @@ def test_the_family_of_a_combination() -> None:
     assert combine([part(nn.ELU(1.0), 0), part(nn.ELU(2.0), 1)], 2, 1) is None
     assert combine([part(nn.ReLU6(), 0), part(prelu(0.1), 1)], 2, 1) is None
     assert combine([part(prelu(0.1, 0.2), 0, 1), part(None, 2)], 3, -1) is None, "PReLU has its channels in dimension 1"
+
+
+def test_one_slope_for_all_channels_stays_one() -> None:
+    layer = combine([part(prelu(0.2), 0, 1), part(prelu(0.2), 2)], 3, 1)
+    assert isinstance(layer, nn.PReLU) and layer.num_parameters == 1 and not is_per_channel(layer)
+    assert is_per_channel(prelu(0.2, 0.3))
 
 
 def test_slopes_train_where_those_they_are_made_of_do() -> None:
