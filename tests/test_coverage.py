@@ -33,6 +33,7 @@ def _make_importable(package: str) -> None:
 
 _make_importable("benchmarks")
 
+from benchmarks.coverage import row as row_module  # noqa: E402
 from benchmarks.coverage import store  # noqa: E402
 from benchmarks.coverage.classes import Census, ResidualSum  # noqa: E402
 from benchmarks.coverage.figures import figures  # noqa: E402
@@ -315,3 +316,15 @@ def test_a_network_too_big_is_counted_and_never_right() -> None:
     result = measure(Order("torchvision:squeezenet1_1", 2**20))
     assert result["status"] == "counted" and result["needs_bytes"] > 2**20 and "difference" not in result
     assert measure(Order("torchvision:squeezenet1_1", 2**20, last=False))["status"] == "later"
+
+
+def test_what_runs_out_of_memory_is_counted_or_tried_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(row_module, "_compare", exhausted)
+    counted = measure(Order("torchvision:squeezenet1_1", 2**33))
+    assert counted["status"] == "counted" and "error" not in counted and counted["entered"] == "fx"
+    assert measure(Order("torchvision:squeezenet1_1", 2**33, last=False))["status"] == "later"
+    monkeypatch.setattr(row_module, "_compare", lambda *_: {}[0])
+    assert measure(Order("torchvision:squeezenet1_1", 2**33))["status"] == "crashed"

@@ -7,7 +7,7 @@ import math
 import resource
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from rmfx.report import Report
 TOLERANCE = 1e-11
 NOISE_FACTOR = 100
 OVERHEAD = 2**30  # bytes of the interpreter and its libraries
-RESCALINGS = (1.0, 0.5, 0.25)
+RESCALINGS = (1.0, 0.5, 0.25)  # of all weights, for networks that overflow, or amplify rounding beyond reason
 UNSTABLE = 1e-9  # a network that amplifies one ulp beyond this proves little: other input sizes are tried
 MAX_TRIES = 3
 Row = dict[str, Any]
@@ -62,18 +62,18 @@ def measure(order: Order) -> Row:
     row: Row = {"model": order.name, "source": order.name.partition(":")[0]}
     start = time.perf_counter()
     try:
-        if order.execute:
-            _execute(order, row)
-        else:
+        if not order.execute:
             row["branches"] = []
+            _plan(order, row)
+        elif not _executed(order, row):
+            if not order.last:
+                return {**row, "status": "later"}
             _plan(order, row)
     except Unbuildable as error:
         row |= {"status": "unbuildable", "error": str(error)}
     except RmfxError as error:
         row |= {"status": "refused", "entered": "none", "error": f"{type(error).__name__}: {error}"}
     except Exception as error:  # a crash is a row too, whatever it is
-        if _is_out_of_memory(error) and not order.last:
-            return {**row, "status": "later"}
         last = traceback.format_exc(limit=-4)
         row |= {"status": "crashed", "error": f"{type(error).__name__}: {str(error)[:500]}", "traceback": last}
     row["seconds"] = {**row.get("seconds", {}), "total": round(time.perf_counter() - start, 2)}
@@ -143,6 +143,17 @@ def _built(order: Order, row: Row) -> Iterator[tuple[Attempt, nn.Module, set[int
         raise Unbuildable(f"{type(last_error).__name__}: {last_error}")
 
 
+def _executed(order: Order, row: Row) -> bool:
+    """Execute; whether the memory was enough."""
+    try:
+        _execute(order, row)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def _execute(order: Order, row: Row) -> None:
     misfit: Exception | None = None
     tries = 0
@@ -165,16 +176,33 @@ def _execute(order: Order, row: Row) -> None:
             continue
         _compare(model, x, truth, row)
         tries += 1
-        if (row["noise"] or 0) <= UNSTABLE or tries == MAX_TRIES:
+        if tries == MAX_TRIES:
+            _calm(attempt, model, skipped, row)
+        if _is_stable(row) or tries == MAX_TRIES:
             return
     if not tries and misfit is not None:
         raise misfit
 
 
-def _run(attempt: Attempt, model: nn.Module, skipped: set[int], row: Row) -> tuple[Tensor, list[Tensor]]:
+def _is_stable(row: Row) -> bool:
+    return (row["noise"] or 0) <= UNSTABLE
+
+
+def _calm(attempt: Attempt, model: nn.Module, skipped: set[int], row: Row) -> None:
+    """Compare with smaller and smaller weights, until one ulp is not amplified any more: then a comparison tells."""
+    for factor in RESCALINGS[1:]:
+        if _is_stable(row):
+            return
+        x, truth = _run(attempt, model, skipped, row, (factor,))
+        _compare(model, x, truth, row)
+
+
+def _run(
+    attempt: Attempt, model: nn.Module, skipped: set[int], row: Row, factors: Sequence[float] = RESCALINGS
+) -> tuple[Tensor, list[Tensor]]:
     """Fill the network and run it: an input and its outputs. Weights become smaller until these are finite."""
     x = torch.randn(attempt.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for factor in RESCALINGS:
+    for factor in factors:
         try:
             with _timed(row, "fill"):
                 fill(model, x, skipped, factor=factor)
