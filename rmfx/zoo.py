@@ -7,8 +7,9 @@ import difflib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,20 @@ from rmfx.weights import load_weights
 
 SPELLINGS = "torchvision:NAME, timm:NAME, rmfx:NAME, or path/to/file.py:FACTORY"
 _IMAGENET = (3, 224, 224)
-_INPUT_SHAPES = {"rmfx:rmnet26x3_32": (3, 32, 32), "torchvision:inception_v3": (3, 299, 299)}
+_INPUT_SHAPES = {
+    "torchvision:inception_v3": (3, 299, 299),
+    **{f"rmfx:{name}": (3, 32, 32) for name in rmfx.models.CIFAR},
+}
 
 
-def build(name: str, *, weights: Path | None = None, pretrained: bool = False, seed: int = 0) -> nn.Module:
+def build(
+    name: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build the network called ``name``, in eval mode, in float32 on the CPU.
 
     Args:
@@ -33,6 +44,7 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False, s
         weights: a ``.safetensors``, ``.pt`` or ``.pth`` state dict, which must fit exactly.
         pretrained: the weights published by torchvision or timm, downloaded when they are not cached.
         seed: of the random weights; the global generator is left as it was.
+        arguments: for the function that builds the network (:func:`arguments_for`); none for a Python file.
 
     Raises:
         ModelNameError: for an unknown name (with the nearest known ones), a package that is not installed,
@@ -49,10 +61,34 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False, s
     source, network = _split(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _SOURCES[source](network, pretrained) if source in _SOURCES else _from_file(Path(source), network)
+        if source in _SOURCES:
+            model = _SOURCES[source](network, pretrained, arguments or {})
+        else:
+            model = _from_file(Path(source), network)
     if weights is not None:
         load_weights(model, weights, name)
     return model.eval()
+
+
+def arguments_for(name: str, channels: int, classes: int) -> dict[str, int]:
+    """What :func:`build` needs to be told for images with so many channels and classes, as far as it can.
+
+    >>> arguments_for("timm:resnet18", 1, 10)
+    {'num_classes': 10, 'in_chans': 1}
+    >>> arguments_for("rmfx:rmnet26x3_32", 3, 10), arguments_for("net.py:factory", 3, 10)
+    ({'num_classes': 10}, {})
+    """
+    source, network = _split(name)
+    if source == "timm":
+        return {"num_classes": classes, "in_chans": channels}
+    if source == "torchvision":
+        return {"num_classes": classes}
+    if source != "rmfx":
+        return {}
+    _check_known("rmfx", network)
+    known = inspect.signature(getattr(rmfx.models, network)).parameters
+    wanted = {"num_classes": classes, "in_channels": channels}
+    return {argument: value for argument, value in wanted.items() if argument in known}
 
 
 def names(source: str) -> list[str]:
@@ -133,28 +169,28 @@ def _same_name(name: str) -> str:
     return ""
 
 
-def _from_torchvision(network: str, pretrained: bool) -> nn.Module:
+def _from_torchvision(network: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
     _check_known("torchvision", network)
     with _fetching(f"torchvision:{network}", pretrained):
-        return import_torchvision().models.get_model(network, weights="DEFAULT" if pretrained else None)
+        return import_torchvision().models.get_model(network, weights="DEFAULT" if pretrained else None, **arguments)
 
 
-def _from_timm(network: str, pretrained: bool) -> nn.Module:
+def _from_timm(network: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
     timm = import_timm()
     if not network.startswith("hf-hub:"):
         _check_known("timm", network.partition(".")[0])  # what follows the dot names a set of weights
     with _fetching(f"timm:{network}", pretrained):
-        return timm.create_model(network, pretrained=pretrained)
+        return timm.create_model(network, pretrained=pretrained, **arguments)
 
 
-def _from_rmfx(network: str, pretrained: bool) -> nn.Module:
+def _from_rmfx(network: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
     _check_known("rmfx", network)
     if pretrained:
         raise ModelNameError(f"rmfx:{network} has no published weights: train it, then give them with --weights")
-    return getattr(rmfx.models, network)()
+    return getattr(rmfx.models, network)(**arguments)
 
 
-_SOURCES: dict[str, Callable[[str, bool], nn.Module]] = {
+_SOURCES: dict[str, Callable[[str, bool, Mapping[str, Any]], nn.Module]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "rmfx": _from_rmfx,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from counting_nets import macs, parameters, planned
 from oracle import assert_equivalent
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import rmfx
 from rmfx.errors import UnsupportedModelError
@@ -23,6 +22,7 @@ from rmfx.models import (
     rmnet50x6_32,
     rmnet101x6_16,
     rmnet152x6_32,
+    rmnet_by_depth,
 )
 
 PARAMETERS_WITHIN = 0.004  # the paper rounds, and its 41x5_16 is 0.3 % off its own rule
@@ -83,19 +83,6 @@ AdaptiveAvgPool2d(output_size=1)
 Flatten(start_dim=1, end_dim=-1)
 Linear(in_features=512, out_features=10, bias=True)
 """.strip().splitlines()
-
-
-def parameters(model: nn.Module) -> float:
-    """In millions."""
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
-def macs(model: nn.Module, size: int) -> float:
-    """In thousands of millions, of one image, without computing anything."""
-    model = copy.deepcopy(model).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size, device="meta", dtype=next(model.parameters()).dtype))
-    return counter.get_total_flops() / 2e9
 
 
 def without_inplace(layer: str) -> str:
@@ -201,3 +188,15 @@ def test_converted_networks_have_the_figures_of_table_1(
     rmfx.to_sequential(plain, strict=True)
     assert parameters(plain) == pytest.approx(millions, rel=PARAMETERS_WITHIN)
     assert macs(plain, 224) == pytest.approx(giga_macs, rel=MACS_WITHIN)
+
+
+@pytest.mark.parametrize("depth", [26, 41, 50, 101, 133])
+def test_networks_of_figure_5_lose_all_sums(depth: int) -> None:
+    blocks = (depth - 1) // 3
+    report = planned(lambda: rmnet_by_depth(depth), 32)
+    assert report.count("removed") == blocks + 1  # the stem's as well
+
+
+def test_networks_of_figure_5_are_those_of_table_1_where_both_have_them() -> None:
+    assert repr(rmnet_by_depth(26)) == repr(rmnet26x3_32())
+    assert repr(rmnet_by_depth(50, 5, 32, stem="imagenet", num_classes=1000)) == repr(rmnet50x5_32())

@@ -18,45 +18,12 @@ The stem and its stages are those of RepVGG: 3x3 conv-BN + 1x1 conv-BN (+ BN whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
 from rmfx.errors import UnsupportedModelError
-
-WIDTHS = (64, 128, 256, 512)  # the "classic width setting" of the paper's section 4.2
-Stem = Literal["imagenet", "cifar"]
-
-
-def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    """A bias-free, size-keeping ("same"-padded) convolution and its batch norm."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
-class RepStage(nn.Module):
-    """One stem stage: parallel 3x3 and 1x1 convs with BN, plus a BN of the input where shapes match, then ReLU.
-
-    Maps ``[N, in_channels, H, W]`` to ``[N, out_channels, ceil(H / stride), ceil(W / stride)]``.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv3 = conv_bn(in_channels, out_channels, 3, stride)
-        self.conv1 = conv_bn(in_channels, out_channels, 1, stride)
-        keeps_shape = stride == 1 and in_channels == out_channels
-        self.identity = nn.BatchNorm2d(in_channels) if keeps_shape else None
-        self.act = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv3(x) + self.conv1(x)
-        if self.identity is not None:
-            y = y + self.identity(x)
-        return self.act(y)
+from rmfx.models.depths import stage_depths
+from rmfx.models.layers import WIDTHS, ConvNet, RepStage, Stem, check_depths, check_positive, check_stem, conv_bn
 
 
 class InvertedResidual(nn.Module):
@@ -87,33 +54,23 @@ class InvertedResidual(nn.Module):
         return self.act3(self.project(y) + self.shortcut(x))
 
 
-class RMNet(nn.Module):
+class RMNet(ConvNet):
     """The paper's network before conversion; build it with :func:`rmnet` or one of the named functions."""
 
-    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_classes: int) -> None:
-        super().__init__()
-        self.stem = stem
-        self.stages = nn.Sequential(*stages)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.fc = nn.Linear(WIDTHS[-1], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.flatten(self.pool(self.stages(self.stem(x)))))
-
-
-def _check(depths: Sequence[int], multiple: int, channels_per_group: int, stem: str) -> None:
-    if len(depths) != len(WIDTHS) or min(depths) < 1:
-        raise UnsupportedModelError(f"rmnet: depths must be {len(WIDTHS)} positive block counts, got {tuple(depths)}")
+def _check(depths: Sequence[int], widths: Sequence[int], multiple: int, channels_per_group: int, stem: str) -> None:
+    check_depths("rmnet", depths)
+    if len(widths) != len(depths) or min(widths) < 1:
+        raise UnsupportedModelError(f"rmnet: widths must be {len(depths)} positive numbers, got {tuple(widths)}")
+    check_stem("rmnet", stem)
     if multiple < 2:
         raise UnsupportedModelError(f"rmnet: multiple must be at least 2 (one of them is carried), got {multiple}")
-    if channels_per_group < 1 or WIDTHS[0] * (multiple - 1) % channels_per_group:
-        raise UnsupportedModelError(
-            f"rmnet: channels_per_group must divide the first stage's inner width "
-            f"{WIDTHS[0] * (multiple - 1)}, got {channels_per_group}"
-        )
-    if stem not in ("imagenet", "cifar"):
-        raise UnsupportedModelError(f"rmnet: stem must be 'imagenet' or 'cifar', got {stem!r}")
+    for stage, ordinal in enumerate(("first", "second", "third", "last")):
+        inner, per_group = widths[stage] * (multiple - 1), channels_per_group * 2**stage
+        if per_group < 1 or inner % per_group:
+            raise UnsupportedModelError(
+                f"rmnet: channels_per_group must divide the {ordinal} stage's inner width {inner}, got {per_group}"
+            )
 
 
 def rmnet(
@@ -121,6 +78,7 @@ def rmnet(
     multiple: int,
     channels_per_group: int,
     *,
+    widths: Sequence[int] = WIDTHS,
     stem: Stem = "imagenet",
     num_classes: int = 1000,
     in_channels: int = 3,
@@ -131,6 +89,7 @@ def rmnet(
         depths: number of blocks in each of the four stages.
         multiple: the paper's ``T``: inner width over outer width, after conversion.
         channels_per_group: of the first stage's grouped convs; doubles with each stage.
+        widths: of the residual stream in each stage.
         stem: ``"imagenet"``, two stages of stride 2, or ``"cifar"``, one of stride 1.
         num_classes, in_channels: widths of the network's output and input.
 
@@ -144,20 +103,42 @@ def rmnet(
     >>> net.stages[1].grouped[0]
     Conv2d(256, 256, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), groups=4, bias=False)
     """
-    _check(depths, multiple, channels_per_group, stem)
-    first = WIDTHS[0]
+    _check(depths, widths, multiple, channels_per_group, stem)
+    check_positive("rmnet", num_classes=num_classes, in_channels=in_channels)
+    first = widths[0]
     if stem == "imagenet":
         head: nn.Module = nn.Sequential(RepStage(in_channels, first, 2), RepStage(first, first, 2))
     else:
         head = RepStage(in_channels, first, 1)
     blocks: list[nn.Module] = []
     width = first
-    for i, (out, depth) in enumerate(zip(WIDTHS, depths, strict=True)):
+    for i, (out, depth) in enumerate(zip(widths, depths, strict=True)):
         for j in range(depth):
             stride = 2 if i > 0 and j == 0 else 1
             blocks.append(InvertedResidual(width, out, (multiple - 1) * out, channels_per_group * 2**i, stride))
             width = out
-    return RMNet(head, blocks, num_classes)
+    return RMNet(head, blocks, width, num_classes)
+
+
+def rmnet_by_depth(
+    depth: int,
+    multiple: int = 3,
+    channels_per_group: int = 32,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    stem: Stem = "cifar",
+    num_classes: int = 10,
+    in_channels: int = 3,
+) -> RMNet:
+    """An RMNet of ``depth`` layers (:func:`rmfx.models.depths.stage_depths`), as in the paper's Figure 5.
+
+    Other arguments and errors are those of :func:`rmnet`.
+
+    >>> len(rmnet_by_depth(41).stages)
+    13
+    """
+    options = {"num_classes": num_classes, "in_channels": in_channels}
+    return rmnet(stage_depths(depth), multiple, channels_per_group, widths=widths, stem=stem, **options)
 
 
 def rmnet26x3_32(num_classes: int = 10) -> RMNet:
