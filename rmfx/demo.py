@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,8 @@ from torch.nn import functional as F
 import rmfx
 from rmfx.deploy import runtime
 from rmfx.deploy.latency import Comparison, compare
-from rmfx.errors import RuntimeUnavailableError, VerificationError
+from rmfx.errors import VerificationError
+from rmfx.learn.digits import originals
 from rmfx.report import Report
 
 EPOCHS = 12
@@ -108,16 +107,8 @@ def load_digits(seed: int = 0) -> Digits:
     Raises:
         RuntimeUnavailableError: when scikit-learn is not installed.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise RuntimeUnavailableError(
-            "scikit-learn is not installed, and the demo's images come with it: pip install 'rmfx[demo]'"
-        )
-    raw = importlib.import_module("sklearn.datasets").load_digits()
-    images = torch.from_numpy(raw.images).float().sub(8).div(8).unsqueeze(1)
-    labels = torch.from_numpy(raw.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    test, train = order[::4], torch.cat([order[i::4] for i in (1, 2, 3)])
-    return Digits(images[train], labels[train], images[test], labels[test])
+    (train_images, train_labels), (test_images, test_labels) = originals(seed)
+    return Digits(train_images, train_labels, test_images, test_labels)
 
 
 def train(digits: Digits, *, seed: int = 0, epochs: int = EPOCHS, on_step: OnStep | None = None) -> DigitNet:

@@ -52,5 +52,9 @@ class ModelNameError(RmfxError):
     """A model named on the command line cannot be built or its weights cannot be loaded."""
 
 
+class DivergedError(RmfxError):
+    """While training, the loss is no finite number any more."""
+
+
 class PartialConversionWarning(UserWarning):
     """Only parts of a model were converted: its code as a whole cannot be followed. The report lists what was left."""

@@ -21,8 +21,8 @@ MAX_LINES = 300
 # The algebra is tensor functions only, so that property tests reach all of it without a graph.
 ALGEBRA = {"algebra"}
 # The library itself must not need the command line, nor what only serves it.
-OUTER = {"cli", "demo", "doctor", "vision", "weights", "zoo"}
-OPTIONAL_PACKAGES = {"onnxruntime", "sklearn", "timm", "torchvision"}
+OUTER = {"__main__", "cli", "demo", "doctor", "learn", "vision", "weights", "zoo"}
+OPTIONAL_PACKAGES = {"accelerate", "onnxruntime", "sklearn", "tensorboard", "timm", "torchvision"}
 
 
 @functools.cache

@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from rmfx.learn.recipe import Precision, Schedule
+
 Carrier = Literal["auto", "direct", "masked", "split", "shift"]
 Downsample = Literal["cheaper", "conv", "input"]
 Fuse = Literal["cheaper", "always", "never"]
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
+Device = Literal["cpu", "cuda"]
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -50,6 +53,9 @@ Model = Annotated[
         metavar="MODEL",
         help="torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a .rmfx or .onnx file.",
     ),
+]
+NamedModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, rmfx:NAME, or path/to/file.py:FACTORY.")
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -97,6 +103,35 @@ PartialOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Leave with code 3 when a residual sum is refused.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+DataOption = Annotated[
+    str, typer.Option("--data", metavar="DATA", help="digits, digits32, cifar10, cifar100, or folder:PATH.")
+]
+DataRootOption = Annotated[
+    Path | None, typer.Option("--data-root", metavar="FOLDER", help="Where the files of CIFAR are.")
+]
+FolderOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go; made if need be.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in FOLDER.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")]
+TrainBatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images of one step, over all processes.")]
+RateOption = Annotated[float, typer.Option("--learning-rate", "--lr", help="The highest learning rate.")]
+MomentumOption = Annotated[float, typer.Option("--momentum", help="Of the gradient.")]
+NesterovOption = Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")]
+DecayOption = Annotated[float, typer.Option("--weight-decay", help="Of weights, but not of norms and biases.")]
+ScheduleOption = Annotated[Schedule, typer.Option("--schedule", help="How the learning rate falls.")]
+StepEveryOption = Annotated[int, typer.Option("--step-every", help="Epochs between steps of '--schedule step'.")]
+StepFactorOption = Annotated[float, typer.Option("--step-factor", help="By which '--schedule step' multiplies.")]
+WarmupOption = Annotated[float, typer.Option("--warmup", help="Epochs in which the learning rate rises first.")]
+SmoothingOption = Annotated[float, typer.Option("--smoothing", help="Of the labels, 0 to 1.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 and fp16 are mixed precision.")]
+EmaOption = Annotated[
+    float | None, typer.Option("--ema", help="Average the weights with this decay, like 0.999, and end with those.")
+]
+ClipOption = Annotated[float | None, typer.Option("--clip", help="The largest norm of the gradient.")]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Default: cuda where there is any.")]
 
 
 @dataclass(frozen=True)

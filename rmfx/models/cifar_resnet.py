@@ -89,31 +89,31 @@ def cifar_resnet(
     return ResNet(resnet_stem(in_channels, "cifar", widths[0]), blocks, width, num_classes)
 
 
-def resnet20(num_classes: int = 10) -> ResNet:
+def resnet20(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-20 for CIFAR: 0.27 M parameters."""
-    return cifar_resnet(20, num_classes)
+    return cifar_resnet(20, num_classes, in_channels=in_channels)
 
 
-def resnet32(num_classes: int = 10) -> ResNet:
+def resnet32(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-32 for CIFAR: 0.46 M parameters."""
-    return cifar_resnet(32, num_classes)
+    return cifar_resnet(32, num_classes, in_channels=in_channels)
 
 
-def resnet44(num_classes: int = 10) -> ResNet:
+def resnet44(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-44 for CIFAR: 0.66 M parameters."""
-    return cifar_resnet(44, num_classes)
+    return cifar_resnet(44, num_classes, in_channels=in_channels)
 
 
-def resnet56(num_classes: int = 10) -> ResNet:
+def resnet56(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-56 for CIFAR: 0.85 M parameters."""
-    return cifar_resnet(56, num_classes)
+    return cifar_resnet(56, num_classes, in_channels=in_channels)
 
 
-def resnet110(num_classes: int = 10) -> ResNet:
+def resnet110(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-110 for CIFAR: 1.7 M parameters."""
-    return cifar_resnet(110, num_classes)
+    return cifar_resnet(110, num_classes, in_channels=in_channels)
 
 
-def resnet1202(num_classes: int = 10) -> ResNet:
+def resnet1202(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-1202 for CIFAR: 19.4 M parameters."""
-    return cifar_resnet(1202, num_classes)
+    return cifar_resnet(1202, num_classes, in_channels=in_channels)

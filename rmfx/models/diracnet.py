@@ -93,6 +93,6 @@ def diracnet34(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channels:
     return diracnet((3, 4, 6, 3), stem=stem, num_classes=num_classes, in_channels=in_channels)
 
 
-def diracnet34_cifar(num_classes: int = 10) -> DiracNet:
+def diracnet34_cifar(num_classes: int = 10, *, in_channels: int = 3) -> DiracNet:
     """DiracNet-34 for 32x32 images, of the paper's Table 1: 21.1 M parameters and 1.15 G MACs converted."""
-    return diracnet34(num_classes, stem="cifar")
+    return diracnet34(num_classes, stem="cifar", in_channels=in_channels)

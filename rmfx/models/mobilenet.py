@@ -115,11 +115,11 @@ def _check(network: str, num_classes: int, width_multiple: float, stem: str, in_
     check_positive(network, num_classes=num_classes, width_multiple=width_multiple, in_channels=in_channels)
 
 
-def mobilenet_v1_cifar(num_classes: int = 10) -> MobileNetV1:
+def mobilenet_v1_cifar(num_classes: int = 10, *, in_channels: int = 3) -> MobileNetV1:
     """MobileNetV1 for 32x32 images, of the paper's Table 2: 3.22 M parameters, 46.4 M MACs."""
-    return mobilenet_v1(num_classes, stem="cifar")
+    return mobilenet_v1(num_classes, stem="cifar", in_channels=in_channels)
 
 
-def mobilenet_v2_cifar(num_classes: int = 10) -> MobileNetV2:
+def mobilenet_v2_cifar(num_classes: int = 10, *, in_channels: int = 3) -> MobileNetV2:
     """MobileNetV2 for 32x32 images: 2.24 M parameters."""
-    return mobilenet_v2(num_classes, stem="cifar")
+    return mobilenet_v2(num_classes, stem="cifar", in_channels=in_channels)

@@ -115,24 +115,24 @@ def preact_resnet(
     )
 
 
-def preact_resnet20(num_classes: int = 10) -> PreactResNet:
+def preact_resnet20(num_classes: int = 10, *, in_channels: int = 3) -> PreactResNet:
     """Pre-activation ResNet-20 for CIFAR: 0.27 M parameters."""
-    return preact_resnet(20, num_classes)
+    return preact_resnet(20, num_classes, in_channels=in_channels)
 
 
-def preact_resnet110(num_classes: int = 10) -> PreactResNet:
+def preact_resnet110(num_classes: int = 10, *, in_channels: int = 3) -> PreactResNet:
     """Pre-activation ResNet-110 for CIFAR: 1.7 M parameters."""
-    return preact_resnet(110, num_classes)
+    return preact_resnet(110, num_classes, in_channels=in_channels)
 
 
-def preact_resnet164(num_classes: int = 10) -> PreactResNet:
+def preact_resnet164(num_classes: int = 10, *, in_channels: int = 3) -> PreactResNet:
     """Pre-activation ResNet-164 for CIFAR, of bottlenecks: 1.7 M parameters."""
-    return preact_resnet(164, num_classes, bottleneck=True)
+    return preact_resnet(164, num_classes, bottleneck=True, in_channels=in_channels)
 
 
-def preact_resnet1001(num_classes: int = 10) -> PreactResNet:
+def preact_resnet1001(num_classes: int = 10, *, in_channels: int = 3) -> PreactResNet:
     """Pre-activation ResNet-1001 for CIFAR, of bottlenecks: 10.3 M parameters."""
-    return preact_resnet(1001, num_classes, bottleneck=True)
+    return preact_resnet(1001, num_classes, bottleneck=True, in_channels=in_channels)
 
 
 def preact_resnet18(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channels: int = 3) -> PreactResNet:

@@ -103,8 +103,9 @@ def repvgg_by_depth(
     return repvgg(depths, widths, stem=stem, num_classes=num_classes, in_channels=in_channels)
 
 
-def _a(multiple: float, last: float, num_classes: int, stem: Stem) -> RepVGG:
-    return repvgg((2, 4, 14, 1), _widths(multiple, last), stem=stem, num_classes=num_classes)
+def _a(multiple: float, last: float, num_classes: int, stem: Stem, in_channels: int = 3) -> RepVGG:
+    widths = _widths(multiple, last)
+    return repvgg((2, 4, 14, 1), widths, stem=stem, num_classes=num_classes, in_channels=in_channels)
 
 
 def _b(multiple: float, last: float, num_classes: int, stem: Stem, groups: int = 1) -> RepVGG:
@@ -131,9 +132,9 @@ def repvgg_a2(num_classes: int = 1000, *, stem: Stem = "imagenet") -> RepVGG:
     return _a(1.5, 2.75, num_classes, stem)
 
 
-def repvgg_a2_cifar(num_classes: int = 10) -> RepVGG:
+def repvgg_a2_cifar(num_classes: int = 10, *, in_channels: int = 3) -> RepVGG:
     """RepVGG-A2 for 32x32 images, of the paper's Table 1: 24.1 M parameters and 1.67 G MACs converted."""
-    return repvgg_a2(num_classes, stem="cifar")
+    return _a(1.5, 2.75, num_classes, "cifar", in_channels)
 
 
 def repvgg_b0(num_classes: int = 1000, *, stem: Stem = "imagenet") -> RepVGG:

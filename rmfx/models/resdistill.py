@@ -91,9 +91,9 @@ def resdistill34(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channel
     return fading_resnet((3, 4, 6, 3), stem=stem, num_classes=num_classes, in_channels=in_channels)
 
 
-def resdistill34_cifar(num_classes: int = 10) -> FadingResNet:
+def resdistill34_cifar(num_classes: int = 10, *, in_channels: int = 3) -> FadingResNet:
     """The student of ResDistill 34 for 32x32 images, of the paper's Table 1: 21.1 M parameters when faded out."""
-    return resdistill34(num_classes, stem="cifar")
+    return resdistill34(num_classes, stem="cifar", in_channels=in_channels)
 
 
 def resdistill50(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channels: int = 3) -> FadingResNet:

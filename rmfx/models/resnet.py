@@ -140,9 +140,9 @@ def resnet34(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channels: i
     return resnet((3, 4, 6, 3), stem=stem, num_classes=num_classes, in_channels=in_channels)
 
 
-def resnet34_cifar(num_classes: int = 10) -> ResNet:
+def resnet34_cifar(num_classes: int = 10, *, in_channels: int = 3) -> ResNet:
     """ResNet-34 for 32x32 images, of the paper's Table 1: 21.3 M parameters, 1.16 G MACs."""
-    return resnet34(num_classes, stem="cifar")
+    return resnet34(num_classes, stem="cifar", in_channels=in_channels)
 
 
 def resnet50(num_classes: int = 1000, *, stem: Stem = "imagenet", in_channels: int = 3) -> ResNet:

@@ -141,13 +141,13 @@ def rmnet_by_depth(
     return rmnet(stage_depths(depth), multiple, channels_per_group, widths=widths, stem=stem, **options)
 
 
-def rmnet26x3_32(num_classes: int = 10) -> RMNet:
+def rmnet26x3_32(num_classes: int = 10, *, in_channels: int = 3) -> RMNet:
     """RMNet 26x3_32 for 32x32 images, the network of the paper's Table 4.
 
     >>> round(sum(p.numel() for p in rmnet26x3_32().parameters()) / 1e6, 2)
     8.91
     """
-    return rmnet((2, 2, 2, 2), 3, 32, stem="cifar", num_classes=num_classes)
+    return rmnet((2, 2, 2, 2), 3, 32, stem="cifar", num_classes=num_classes, in_channels=in_channels)
 
 
 def rmnet41x4_8(num_classes: int = 1000) -> RMNet:

@@ -92,6 +92,6 @@ def vgg16_bn(num_classes: int = 1000) -> VGG:
     return vgg16(num_classes, batch_norm=True)
 
 
-def vgg16_cifar(num_classes: int = 10) -> VGG:
+def vgg16_cifar(num_classes: int = 10, *, in_channels: int = 3) -> VGG:
     """VGG-16 for 32x32 images, with batch norms and one linear layer: 14.7 M parameters."""
-    return vgg(VGG16_DEPTHS, hidden=None, batch_norm=True, num_classes=num_classes)
+    return vgg(VGG16_DEPTHS, hidden=None, batch_norm=True, num_classes=num_classes, in_channels=in_channels)

@@ -1,0 +1,81 @@
+"""``rmfx train``: train a network by name on a dataset by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmfx.cli import learning, options
+from rmfx.learn.distill import Distillation
+from rmfx.learn.objective import Objective
+from rmfx.learn.recipe import Recipe
+from rmfx.learn.trainer import train as train_network
+
+_DEFAULT = Recipe()
+
+
+def train(
+    model: options.NamedModel,
+    output: options.FolderOption,
+    data: options.DataOption = "digits",
+    data_root: options.DataRootOption = None,
+    resume: options.ResumeOption = False,
+    weights: options.WeightsOption = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="Learn from this network, too (ResDistill).")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", metavar="FILE", help="The teacher's state dict.")
+    ] = None,
+    epochs: options.EpochsOption = _DEFAULT.epochs,
+    batch: options.TrainBatchOption = _DEFAULT.batch,
+    learning_rate: options.RateOption = _DEFAULT.learning_rate,
+    momentum: options.MomentumOption = _DEFAULT.momentum,
+    nesterov: options.NesterovOption = _DEFAULT.nesterov,
+    weight_decay: options.DecayOption = _DEFAULT.weight_decay,
+    schedule: options.ScheduleOption = _DEFAULT.schedule,
+    step_every: options.StepEveryOption = _DEFAULT.step_every,
+    step_factor: options.StepFactorOption = _DEFAULT.step_factor,
+    warmup: options.WarmupOption = _DEFAULT.warmup,
+    smoothing: options.SmoothingOption = _DEFAULT.smoothing,
+    precision: options.PrecisionOption = _DEFAULT.precision,
+    ema: options.EmaOption = _DEFAULT.ema,
+    clip: options.ClipOption = _DEFAULT.clip,
+    seed: options.SeedOption = _DEFAULT.seed,
+    device: options.DeviceOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Train a network; FOLDER gets its weights, a checkpoint to resume from, and the metrics of each epoch.
+
+    Several processes, also on several machines, share each batch: accelerate launch -m rmfx train ...
+    Give FOLDER/model.safetensors to the other commands with --weights. Needs pip install 'rmfx[train]'.
+    """
+    recipe = Recipe(
+        *(epochs, batch, learning_rate, momentum, nesterov, weight_decay, schedule, step_every, step_factor),
+        *(warmup, smoothing, precision, ema, clip, seed),
+    )
+    asked = learning.Asked(model, data, output, recipe, device)
+    if teacher_weights is not None and teacher is None:
+        raise typer.BadParameter("--teacher-weights are of no use without --teacher MODEL")
+    with learning.processes(asked) as speaks:
+        images = learning.open_named(data, data_root)
+        objective = Objective()
+        if teacher is not None:
+            objective = Distillation(learning.network_for(teacher, images, teacher_weights, seed))
+        network = learning.network_for(model, images, weights, seed)
+        with learning.progress() as on_step:
+            history = train_network(
+                network,
+                images,
+                recipe,
+                folder=output,
+                resume=resume,
+                objective=objective,
+                device=device,
+                on_step=on_step,
+                on_epoch=learning.tell_epoch,
+            )
+        if speaks:
+            learning.tell_result(asked, history, "model.safetensors", json)
