@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,20 @@ from rmfx.vision import import_torchvision
 # No deadlines: the first call of a torch kernel is slow. Derandomised: a red run must be red again.
 settings.register_profile("rmfx", deadline=None, derandomize=True)
 settings.load_profile("rmfx")
+
+
+def _make_importable(package: str) -> None:
+    """The root of the repository is not on the path of tests, see ``setup.cfg``."""
+    folder = Path(__file__).resolve().parent.parent / package
+    file, places = folder / "__init__.py", [str(folder)]
+    spec = importlib.util.spec_from_file_location(package, file, submodule_search_locations=places)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[package] = module
+    spec.loader.exec_module(module)
+
+
+_make_importable("benchmarks")
 
 
 def pytest_configure(config: pytest.Config) -> None:

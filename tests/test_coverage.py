@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,34 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import rmfx
+from benchmarks.coverage import row as row_module
+from benchmarks.coverage import store
+from benchmarks.coverage.classes import Census, ResidualSum
+from benchmarks.coverage.figures import figures
+from benchmarks.coverage.models import matching
+from benchmarks.coverage.row import Order, measure
+from benchmarks.coverage.sums import UNMENTIONED, Outcome, countable, outcomes, recording, tally
+from benchmarks.coverage.weights import fill, uninitialised
 from rmfx.errors import PartialConversionWarning
 from rmfx.front.trace import trace
 from rmfx.graph.facts import annotate
 from rmfx.passes.normalise import normalise
 from rmfx.report import Report
-
-
-def _make_importable(package: str) -> None:
-    """The root of the repository is not on the path of tests, see ``setup.cfg``."""
-    folder = Path(__file__).resolve().parent.parent / package
-    file, places = folder / "__init__.py", [str(folder)]
-    spec = importlib.util.spec_from_file_location(package, file, submodule_search_locations=places)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[package] = module
-    spec.loader.exec_module(module)
-
-
-_make_importable("benchmarks")
-
-from benchmarks.coverage import row as row_module  # noqa: E402
-from benchmarks.coverage import store  # noqa: E402
-from benchmarks.coverage.classes import Census, ResidualSum  # noqa: E402
-from benchmarks.coverage.figures import figures  # noqa: E402
-from benchmarks.coverage.models import matching  # noqa: E402
-from benchmarks.coverage.row import Order, measure  # noqa: E402
-from benchmarks.coverage.sums import UNMENTIONED, Outcome, countable, outcomes, recording, tally  # noqa: E402
-from benchmarks.coverage.weights import fill, uninitialised  # noqa: E402
 
 C = 4
 

@@ -1,0 +1,47 @@
+"""Every table and figure of the paper: all trainings first, then the scripts one after the other.
+
+The options are those of the scripts; ``--only table2 figure5`` names some of them. Trainings that ``runs.jsonl`` holds
+already are not repeated, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+from benchmarks.common import CONSOLE
+from benchmarks.paper.jobs import Job, rows_of
+from benchmarks.paper.setting import setting
+
+SCRIPTS = ("table1", "table2", "table3", "table4", "figure5", "figure7", "figure9")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = sys.argv[1:]
+    scripts = SCRIPTS
+    if "--only" in arguments:
+        at = arguments.index("--only")
+        named = [a for a in arguments[at + 1 :] if not a.startswith("-")]
+        scripts = tuple(name for name in SCRIPTS if name in named)
+        arguments = [a for a in arguments[:at] + arguments[at + 1 :] if a not in named]
+    given = setting(__doc__, arguments)
+    wanted: dict[Job, None] = {}
+    for name in scripts:
+        module = importlib.import_module(f"benchmarks.paper.{name}")
+        wanted |= dict.fromkeys(module.jobs(given) if hasattr(module, "jobs") else ())
+    CONSOLE.print(f"{len(wanted)} trainings on {given.data}")
+    rows_of(list(wanted), given)
+    failed = [name for name in scripts if _run(name, arguments)]
+    CONSOLE.print(f"missed a figure: {', '.join(failed)}" if failed else "all scripts reached their figures")
+    sys.exit(1 if failed else 0)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """In a process of its own: a script leaves nothing behind that could slow the next one down."""
+    return subprocess.run([sys.executable, "-m", f"benchmarks.paper.{name}", *arguments], check=False).returncode
+
+
+if __name__ == "__main__":
+    main()
