@@ -60,6 +60,37 @@ def test_slices(index: int) -> None:
     assert parts_of(function) == expected
 
 
+SAMPLES: list[tuple[Callable[[Tensor], Any], tuple[int, ...] | None]] = [
+    (lambda y: y[:, :, ::2, ::2], (2, 2)),
+    (lambda y: y[:, :, 0::2, ::3], (2, 3)),
+    (lambda y: y[..., ::2, ::2], (2, 2)),
+    (lambda y: y[..., ::3], (1, 3)),
+    (lambda y: y[:, :, ::4], (4, 1)),
+    (lambda y: y[:, :, 1::2, ::2], None),  # begins elsewhere
+    (lambda y: y[:, :, :6:2, ::2], None),
+    (lambda y: y[:, :2, ::2, ::2], None),
+    (lambda y: y[::2, :, ::2, ::2], None),
+    (lambda y: y[:, :, ::2, 1], None),
+]
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_samples_in_space_are_pools_of_one_position(index: int) -> None:
+    function, stride = SAMPLES[index]
+    gm = assert_exact(Lambda(lambda m, x: function(m.conv(x)), conv=conv(4, 6)), image())
+    assert operations(gm)[1:] == (["getitem"] if stride is None else ["MaxPool2d"])
+    if stride is not None:
+        (pool,) = [module for module in gm.modules() if isinstance(module, nn.MaxPool2d)]
+        assert (pool.kernel_size, pool.stride) == (1, stride)
+
+
+def test_samples_of_sequences_and_volumes() -> None:
+    one = assert_exact(Lambda(lambda m, x: m.conv(x)[:, :, ::2], conv=nn.Conv1d(4, 6, 1)), hostile(2, 4, 7))
+    three = Lambda(lambda m, x: m.conv(x)[:, :, ::2, :, ::3], conv=nn.Conv3d(4, 6, 1))
+    assert operations(one) == ["Conv1d", "MaxPool1d"]
+    assert operations(assert_exact(three, hostile(2, 4, 5, 3, 7))) == ["Conv3d", "MaxPool3d"]
+
+
 SPLITS: list[tuple[Callable[[Tensor], Any], list[tuple[int, int]]]] = [
     (lambda y: y.split(4, 1), [(0, 4), (4, 2)]),
     (lambda y: y.split(4, dim=1), [(0, 4), (4, 2)]),

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 from counting_nets import TABLES_WITHIN, assert_converts, conv, linear, macs, on_meta, parameters, planned
+from oracle import assert_equivalent
 from torch import nn
 
+import rmfx
 from rmfx import models
 from rmfx.errors import UnsupportedModelError
+from rmfx.hostile import randomise
 from rmfx.models import cifar_resnet, resnet
 
 WIDTHS = (64, 128, 256, 512)
@@ -100,6 +104,14 @@ def test_plain_parameters_of_cifar_resnets_follow_from_the_channels(depth: int, 
 def test_small_cifar_resnets_convert_exactly(shortcut: Any) -> None:
     net = cifar_resnet(14, widths=(4, 6, 10), shortcut=shortcut)
     assert_converts(net, plain_parameters((2, 2, 2), (4, 6, 10), stem=3, classes=10), sums=6)
+
+
+def test_exported_cifar_resnets_convert_exactly() -> None:
+    x = torch.randn(2, 3, 33, 33, dtype=torch.float64) * 8
+    net = randomise(cifar_resnet(14, widths=(4, 6, 10)).double(), x)
+    plain = rmfx.convert(torch.export.export(net, (x,)))
+    assert rmfx.report(plain).count("removed") == 6
+    assert_equivalent(net, plain, x)
 
 
 @pytest.mark.parametrize(

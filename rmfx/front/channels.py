@@ -1,9 +1,10 @@
-"""One spelling for what picks, adds and joins channels, and for products with a broadcast operand.
+"""One spelling for what picks, adds and joins channels, for samples in space, and for products that broadcast.
 
 ``x[:, 2:5]``, ``x.narrow(1, 2, 3)`` and the parts of ``split``, ``chunk`` and ``tensor_split`` become
 :class:`rmfx.modules.ChannelSlice`; ``F.pad`` on channels and ``cat`` with zeros become
 :class:`rmfx.modules.ChannelPad`; ``torch.cat`` has a dimension counted from the front. Only where the number of
-channels is fixed by the network, so that the layer means the same for every input.
+channels is fixed by the network, so that the layer means the same for every input. ``x[:, :, ::2, ::2]``, the shortcut
+of ResNet's option A, becomes the max-pool of one position that it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from rmfx.front.calls import SPLITS, argument, literal, part_lengths, sizes_of_call
 from rmfx.front.install import Installer
@@ -22,6 +23,7 @@ from rmfx.modules import ChannelPad, ChannelSlice
 
 _CATS = frozenset({"cat", "concat", "concatenate"})
 _ZEROS = frozenset({"zeros", "new_zeros"})
+_SAMPLES: dict[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to"})
 
 
@@ -46,7 +48,7 @@ class Channels:
             whole = node.args[0]
             if isinstance(whole, fx.Node) and op_name(whole) in SPLITS:
                 return self._part(node, whole)
-            return self._slice(node)
+            return self._slice(node) or self._sample(node)
         if name == "narrow":
             return self._narrow(node)
         if name == "pad":
@@ -81,6 +83,23 @@ class Channels:
             return False
         reach = range(size)[part]
         return reach.step == 1 and self._install(node, source, axis, reach.start, len(reach))
+
+    def _sample(self, node: fx.Node) -> bool:
+        """``x[:, :, ::s, ::t]``, every s-th row and t-th column."""
+        source, key = node.args
+        rank = self.kinds[source].rank if isinstance(source, fx.Node) else None
+        cuts = _cuts(key, rank)
+        dtype = node.meta.get("dtype", torch.float32)
+        if not cuts or rank is None or rank - 2 not in _SAMPLES or not dtype.is_floating_point:
+            return False
+        strides = {axis: part.step for axis, part in cuts if part.start in (None, 0) and part.stop is None}
+        if len(strides) < len(cuts) or min(strides) < 2 or not all(type(step) is int for step in strides.values()):
+            return False
+        stride = tuple(strides.get(axis, 1) for axis in range(2, rank))
+        if min(stride) < 1:
+            return False
+        self.installer.layer(node, _SAMPLES[rank - 2](1, stride), source)
+        return True
 
     def _narrow(self, node: fx.Node) -> bool:
         source, axis = node.args[0] if node.args else None, argument(node, 1, "dim", None)
@@ -191,14 +210,20 @@ def _channel_axis(axis: int, rank: int) -> int | None:
 
 def _only_slice(key: Any, rank: int | None) -> tuple[int, slice] | None:
     """The one axis that an index cuts, and how; ``None`` where it does anything else."""
+    cuts = _cuts(key, rank)
+    return cuts[0] if cuts and len(cuts) == 1 else None
+
+
+def _cuts(key: Any, rank: int | None) -> list[tuple[int, slice]] | None:
+    """The axes that an index cuts, and how; ``None`` where it does more than slicing."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if rank is None or not all(k is Ellipsis or isinstance(k, slice) for k in keys) or keys.count(Ellipsis) > 1:
         return None
     if Ellipsis in keys:
         at = keys.index(Ellipsis)
         keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
-    cut = [(axis, k) for axis, k in enumerate(keys) if k != slice(None)]
-    return cut[0] if len(cut) == 1 and cut[0][0] < rank else None
+    cuts = [(axis, k) for axis, k in enumerate(keys) if k != slice(None)]
+    return cuts if all(axis < rank for axis, _ in cuts) else None
 
 
 def drop_expansion(node: fx.Node, kinds: KindTable) -> None:
