@@ -1,7 +1,7 @@
 """Figure 9: fine-tuning a converted ResNet, with its batch norms and with them folded.
 
 ResNet 18 and 34 are trained, converted, and trained on: once as ``rmfx.convert(keep_bn=True)`` with calibrated norms
-gives them, once with the norms folded into the convs. Epoch 0 is the accuracy of the network before fine-tuning.
+gives them, once with the norms folded into the convs. Epoch 0 is the accuracy after conversion, before fine-tuning.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def main() -> None:
         for variant, title in VARIANTS.items():
             curve = [record["test_accuracy"] for record in run["finetuned"][variant]]
             rows.append([f"{name}, {title}", f"{run['accuracy']:.2%}", *(f"{value:.2%}" for value in curve)])
-            quantity = f"start of fine-tuning {title}: distance to the trained accuracy"
-            figures.append(Figure(name, quantity, abs(curve[0] - run["accuracy"]), 0.001))
+            start = run["starts"][variant]  # in float32; the curve is in the precision of the training
+            changed, quantity = start["images"] - start["same"], f"predictions changed by conversion, {title}"
+            figures.append(Figure(name, quantity, changed, start["images"] / 1000))
     epochs = len(runs[0]["finetuned"]["with_bn"])
     columns = ("network", "trained", *(f"epoch {epoch}" for epoch in range(epochs)))
     output.show(f"Figure 9: test accuracy on {given.data} while fine-tuning", columns, rows)

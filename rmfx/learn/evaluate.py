@@ -14,10 +14,9 @@ from rmfx.learn.machine import Machine
 
 
 def placed(images: Tensor, like: nn.Module) -> Tensor:
-    """``images`` in the dtype of the parameters of ``like``; on a GPU with channels last, as they are there."""
+    """``images`` in the dtype of the parameters of ``like``, with channels last, as those are while training."""
     dtype = next(parameter.dtype for parameter in like.parameters() if parameter.is_floating_point())
-    layout = torch.channels_last if images.is_cuda else torch.preserve_format
-    return images.to(dtype, memory_format=layout)
+    return images.to(dtype, memory_format=torch.channels_last)
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
