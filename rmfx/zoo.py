@@ -75,7 +75,7 @@ def arguments_for(name: str, channels: int, classes: int) -> dict[str, int]:
 
     >>> arguments_for("timm:resnet18", 1, 10)
     {'num_classes': 10, 'in_chans': 1}
-    >>> arguments_for("rmfx:rmnet26x3_32", 3, 10), arguments_for("net.py:factory", 3, 10)
+    >>> arguments_for("rmfx:rmnet41x4_8", 3, 10), arguments_for("net.py:factory", 3, 10)
     ({'num_classes': 10}, {})
     """
     source, network = _split(name)

@@ -113,8 +113,10 @@ def _draw(given: Setting, samples: list[dict[str, Any]]) -> None:
                     _curves(upper, lower, chosen, line)
             upper.axhline(1, color="0.5", linewidth=0.8)
             lower.set(xlabel=TITLES[parameter], yscale="log")
+            values = sorted({s["value"] for s in samples if s["parameter"] == parameter})
             for axis in (upper, lower):
                 axis.set_xscale("log", base=2)
+                axis.set_xticks(values, labels=list(map(str, values)))
         axes[0][0].set(ylabel="speed-up of RMNet over ResNet")
         axes[1][0].set(ylabel="images per second")
         for row in (0, 1):

@@ -48,6 +48,7 @@ def main() -> None:
             axis.set(
                 title=run["job"]["network"], xlabel="epoch of fine-tuning", ylabel=f"test accuracy, {given.data}, %"
             )
+            axis.set_xticks(range(epochs))
             axis.legend(frameon=False)
     curves = {run["job"]["network"]: {"trained": run["accuracy"], **run["finetuned"]} for run in runs}
     output.save("figure9", given, {"figures": output.as_dicts(figures), "curves": curves})

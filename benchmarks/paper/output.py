@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.common import CONSOLE, Figure, provenance
 from benchmarks.paper.setting import Setting
+from benchmarks.paper.store import rows_in
 from rmfx.errors import RmfxError
 from rmfx.files.atomic import replacing
 
@@ -35,8 +36,17 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 def where(setting: Setting) -> dict[str, object]:
     """Machine, device, versions and commit, as they stand in every result."""
-    gpu = torch.cuda.get_device_name() if setting.device == "cuda" else None
+    gpu = torch.cuda.get_device_name() if setting.device == "cuda" and torch.cuda.is_available() else None
     return {**provenance(), "device": setting.device, "gpu": gpu, "cuda": torch.version.cuda if gpu else None}
+
+
+def _measured_on(setting: Setting) -> dict[str, list[str]]:
+    """The devices that trainings and speeds in the folder come from; each of their rows says more."""
+    found = {}
+    for kind in ("runs", "speeds"):
+        where_from = [row["provenance"] for row in rows_in(setting.folder / f"{kind}.jsonl")]
+        found[kind] = sorted({f"{p['gpu'] or p['cpu']}, torch {p['torch']}" for p in where_from})
+    return found
 
 
 def save(name: str, setting: Setting, content: dict[str, Any]) -> None:
@@ -46,7 +56,8 @@ def save(name: str, setting: Setting, content: dict[str, Any]) -> None:
     setting.folder.mkdir(parents=True, exist_ok=True)
     if setting.dtype != torch.float32:
         name = f"{name}_{str(setting.dtype).removeprefix('torch.')}"
-    whole = {"benchmark": f"paper.{name}", "provenance": where(setting), "quick": setting.quick, **content}
+    origin = {"provenance": where(setting), "measured_on": _measured_on(setting), "quick": setting.quick}
+    whole = {"benchmark": f"paper.{name}", **origin, **content}
     path = setting.folder / f"{name}.json"
     with replacing(path, RmfxError) as scratch:
         scratch.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -87,9 +87,10 @@ class Channels:
     def _sample(self, node: fx.Node) -> bool:
         """``x[:, :, ::s, ::t]``, every s-th row and t-th column."""
         source, key = node.args
-        rank = self.kinds[source].rank if isinstance(source, fx.Node) else None
+        if not isinstance(source, fx.Node):
+            return False
+        rank, dtype = self.kinds[source].rank, node.meta.get("dtype", torch.float32)
         cuts = _cuts(key, rank)
-        dtype = node.meta.get("dtype", torch.float32)
         if not cuts or rank is None or rank - 2 not in _SAMPLES or not dtype.is_floating_point:
             return False
         strides = {axis: part.step for axis, part in cuts if part.start in (None, 0) and part.stop is None}

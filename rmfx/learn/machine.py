@@ -68,7 +68,7 @@ class Machine:
 
     @contextmanager
     def hosting(self, model: nn.Module) -> Iterator[None]:
-        """Have ``model`` on the device, with channels last, until the block ends; then where and as it was, in eval mode.
+        """Have ``model`` on the device, with channels last, until the block ends; then where it was, in eval mode.
 
         The global random generators are left as they were.
         """
