@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 
 from torch import nn
 
@@ -94,9 +95,8 @@ def main() -> None:
     columns = ("network", "M parameters", "M MACs (paper)", f"accuracy, {given.data}", "paper % (CIFAR-10)")
     output.show("Table 2", (*columns, "img/s eager", "img/s graph", "paper img/s"), rows)
     plain = forms("cpu")
-    different = sum(
-        a != b for a, b in zip(conv_shapes(plain["RMNetV1"]()), conv_shapes(plain["MobileNetV1"]()), strict=False)
-    )
+    ours, theirs = (conv_shapes(plain[name]()) for name in ("RMNetV1", "MobileNetV1"))
+    different = sum(a != b for a, b in zip_longest(ours, theirs))
     figures = [
         output.off("MobileNetV2", "MACs", counts["MobileNetV2"].macs, 83.4e6, MACS_WITHIN),
         Figure("RMNetV1", "M MACs", counts["RMNetV1"].macs / 1e6, MOST_MACS / 1e6),

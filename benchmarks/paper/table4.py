@@ -6,6 +6,8 @@ shown beside what is counted here.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 
 import rmfx
@@ -36,7 +38,7 @@ def main() -> None:
     CONSOLE.print(
         "the paper's Table 1 prints 8.8 M and 0.51 G for it; the layers of its Table 4 have 12.05 M and 0.647 G"
     )
-    different = sum(a != b for a, b in zip(layers, paper, strict=False)) + abs(len(layers) - len(paper))
+    different = sum(a != b for a, b in zip_longest(layers, paper))
     figures = [
         output.Figure("RMNet 26x3_32", "layers that differ from the paper's", different, 0),
         output.off(
