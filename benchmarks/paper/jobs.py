@@ -26,6 +26,7 @@ from benchmarks.paper.store import Row, append, rows_in
 from rmfx.errors import DivergedError, RmfxError
 from rmfx.learn.data import Data, Split
 from rmfx.learn.distill import Distillation
+from rmfx.learn.evaluate import answers
 from rmfx.learn.finetune import finetune
 from rmfx.learn.images import ImageSplit
 from rmfx.learn.objective import Objective
@@ -196,14 +197,10 @@ def _converted(network: nn.Module, data: Data, setting: Setting) -> Row:
 
 
 def _predictions(network: nn.Module, data: Data, setting: Setting) -> tuple[Tensor, Tensor]:
-    network = network.to(setting.device).eval()
-    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
-    cudnn.allow_tf32 = False
-    try:
-        with torch.no_grad():
-            pairs = [(network(x).argmax(1), y) for x, y in data.test.batches(500, device=setting.device)]
-    finally:
-        cudnn.allow_tf32 = before
+    device = torch.device(setting.device)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        batches = answers(network.to(device), data.test, 500, device)
+        pairs = [(logits.argmax(1), labels) for logits, labels in batches]
     predictions, labels = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
     return predictions, labels
 
