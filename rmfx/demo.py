@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 import rmfx
 from rmfx.deploy import runtime
-from rmfx.deploy.latency import Comparison, compare
 from rmfx.errors import VerificationError
 from rmfx.learn.digits import originals
+from rmfx.measure.paired import Comparison, compare
 from rmfx.report import Report
 
 EPOCHS = 12
@@ -59,7 +59,7 @@ class DemoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-able dictionaries and lists."""
-        measured = [vars(comparison) for comparison in self.latencies]
+        measured = [comparison.to_dict() for comparison in self.latencies]
         return {**vars(self), "report": self.report.to_dict(), "latencies": measured}
 
 

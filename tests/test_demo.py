@@ -15,8 +15,8 @@ import torch
 from rmfx import demo
 from rmfx.cli.demo import _verdict
 from rmfx.demo import DemoResult
-from rmfx.deploy.latency import Comparison, compare
 from rmfx.errors import RuntimeUnavailableError, VerificationError
+from rmfx.measure.paired import Comparison, compare
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_files_hold_both_networks(result: DemoResult) -> None:
 
 def test_the_result_serialises(result: DemoResult) -> None:
     data = json.loads(json.dumps(result.to_dict()))
-    assert [latency["runtime"] for latency in data["latencies"]] == ["torch", "onnxruntime"]
+    assert [latency["label"] for latency in data["latencies"]] == ["torch", "onnxruntime"]
     assert Path(data["onnx_plain"]).name == "digits_plain.onnx"
 
 
@@ -93,15 +93,16 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 def test_compare_tells_slower_from_faster() -> None:
     result = compare("sleep", lambda: time.sleep(0.001), lambda: time.sleep(0.004), pairs=4)
-    assert result.original_ms < result.converted_ms
-    assert 1 < result.ratio_low <= result.ratio <= result.ratio_high
+    low, high = result.interval
+    assert result.first_ms < result.second_ms
+    assert 1 < low <= result.ratio <= high
     with pytest.raises(ValueError, match="pairs must be at least 2, got 1"):
         compare("sleep", int, int, pairs=1)
 
 
 def test_the_verdict_is_what_was_measured() -> None:
-    slower = Comparison("torch", 1.0, 2.0, 2.0, 1.9, 2.1, 50)
-    equal = Comparison("onnxruntime", 1.0, 1.0, 1.0, 0.9, 1.1, 50)
-    faster = Comparison("a GPU", 2.0, 1.0, 0.5, 0.4, 0.6, 50)
+    slower = Comparison("torch", (1.0, 1.0), (2.0, 1.9))
+    equal = Comparison("onnxruntime", (1.0, 1.0), (0.9, 1.1))
+    faster = Comparison("a GPU", (2.0, 2.0), (1.0, 1.1))
     said = _verdict((slower, equal, faster))
-    assert said == "Here the plain network is slower in torch, about as fast in onnxruntime, faster in a GPU."
+    assert said == "Here the plain network is slower in torch, as fast in onnxruntime, faster in a GPU."

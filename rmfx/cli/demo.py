@@ -12,7 +12,7 @@ import typer
 
 from rmfx import demo as library
 from rmfx.cli import console, options
-from rmfx.deploy.latency import Comparison
+from rmfx.measure.paired import Comparison
 
 _WHY = """\
 The plain network does more arithmetic: a carried copy of each block's input passes through its convolutions.
@@ -64,13 +64,10 @@ def _show(result: library.DemoResult) -> None:
 
 
 def _verdict(latencies: tuple[Comparison, ...]) -> str:
-    """Say which way each measurement went; a ratio whose quartiles straddle 1 is no difference.
+    """Say which way each measurement went; a ratio whose interval straddles 1 is no difference.
 
-    >>> _verdict((Comparison("torch", 1.0, 2.0, 2.0, 1.9, 2.1, 50),))
+    >>> _verdict((Comparison("torch", (1.0, 1.0), (2.0, 2.1)),))
     'Here the plain network is slower in torch.'
     """
-    said = []
-    for comparison in latencies:
-        slower, faster = comparison.ratio_low > 1, comparison.ratio_high < 1
-        said.append(f"{'slower' if slower else 'faster' if faster else 'about as fast'} in {comparison.runtime}")
+    said = [f"{comparison.verdict} in {comparison.label}" for comparison in latencies]
     return f"Here the plain network is {', '.join(said)}."

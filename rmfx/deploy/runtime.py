@@ -27,7 +27,11 @@ _SILENT = 4  # log only what is fatal: every error reaches the caller as an exce
 
 
 def session(
-    path_or_bytes: str | os.PathLike[str] | bytes, device: str = "cpu", optimise: bool = True
+    path_or_bytes: str | os.PathLike[str] | bytes,
+    device: str = "cpu",
+    optimise: bool = True,
+    *,
+    threads: int | None = None,
 ) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` on ``device``, with no fallback to another one.
 
@@ -35,6 +39,7 @@ def session(
         path_or_bytes: an ONNX file, or its contents.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. CUDA sessions compute in IEEE float32, not in TF32.
         optimise: let onnxruntime rewrite the graph; ``False`` runs the file node by node as it stands.
+        threads: of one operator on the CPU; ``None`` for one per core.
 
     Raises:
         RuntimeUnavailableError: when onnxruntime is not installed, or ``device`` is not active in it.
@@ -44,6 +49,7 @@ def session(
     runtime = require(device)
     options = runtime.SessionOptions()
     options.log_severity_level = _SILENT
+    options.intra_op_num_threads = threads or 0
     level = runtime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     providers: list[Any] = ["CPUExecutionProvider"]

@@ -1,0 +1,116 @@
+"""A network and its inputs as one call without arguments, in each runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmfx.deploy import runtime
+from rmfx.deploy.export import export
+from rmfx.measure.paired import Call
+from rmfx.measure.target import Target
+from rmfx.quiet import quiet
+
+
+def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft: bool = False) -> Call:
+    """A call that runs ``model`` once on ``inputs`` on ``target`` and returns when the work is done.
+
+    Args:
+        model: in eval mode; moved to the device of ``target``.
+        inputs: positional tensors; moved there, too.
+        draft: for onnxruntime, export by torch's older exporter, which takes milliseconds: enough to time a few plain
+            layers that nobody will deploy.
+
+    Raises:
+        RuntimeUnavailableError: when the device or onnxruntime is missing.
+        ExportError: when the network has no ONNX form.
+
+    >>> runner(nn.ReLU(), (torch.zeros(2),), Target("eager"))()
+    tensor([0., 0.])
+    """
+    values = tuple(inputs)
+    if target.runtime == "onnxruntime":
+        return session_call(_draft(model, values) if draft else _exported(model, values), values, target)
+    model, values = model.to(target.device), tuple(value.to(target.device) for value in values)
+    call = _bound(model if target.runtime == "eager" else _compiled(model), values)
+    return call if target.threads is None else _held_to(call, target.threads)
+
+
+def _compiled(model: nn.Module) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(
+        model, options={"freezing": True}, isolate_recompiles=True, dynamic=False
+    )
+    return compiled
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(model, Path(folder) / "network.onnx", inputs, check=False, dynamic_batch=False)
+        return path.read_bytes()
+
+
+def _draft(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    buffer = io.BytesIO()
+    with quiet():
+        torch.onnx.export(model, inputs, buffer, dynamo=False)
+    return buffer.getvalue()
+
+
+def session_call(model: str | Path | bytes, inputs: Sequence[Tensor], target: Target) -> Call:
+    """A call that runs an ONNX file, or its contents, in onnxruntime; tensors stay on its device (IO binding)."""
+    session = runtime.session(model, target.device, threads=target.threads)
+    kind, _, index = target.device.partition(":")
+    place = (kind, int(index or 0))
+    values = runtime.require(target.device).OrtValue
+    binding = session.io_binding()
+    for entry, value in zip(session.get_inputs(), inputs, strict=True):
+        binding.bind_ortvalue_input(entry.name, values.ortvalue_from_numpy(value.cpu().numpy(), *place))
+    for entry in session.get_outputs():
+        binding.bind_output(entry.name, *place)
+
+    def call() -> object:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding
+
+    return call
+
+
+def _bound(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Call:
+    wait = torch.cuda.synchronize if inputs and inputs[0].is_cuda else None
+
+    def call() -> object:
+        with torch.inference_mode():
+            result = model(*inputs)
+        if wait is not None:
+            wait()
+        return result
+
+    return call
+
+
+def _held_to(call: Call, threads: int) -> Call:
+    """``call`` with torch held to so many threads."""
+
+    def held() -> object:
+        with _threads(threads):
+            return call()
+
+    return held
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
