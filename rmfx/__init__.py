@@ -12,6 +12,7 @@ from rmfx.check.plain import to_sequential
 from rmfx.check.verify import Verification, verify
 from rmfx.convert import convert, explain
 from rmfx.deploy.export import export
+from rmfx.deploy.session import Session
 from rmfx.errors import (
     ExportError,
     FileFormatError,
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "RmfxError",
     "RuntimeUnavailableError",
+    "Session",
     "TraceError",
     "UnsupportedModelError",
     "Verification",

@@ -65,7 +65,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:", "cuda:x", "", "CUDA"])
 def test_an_unknown_device(device: str) -> None:
-    with pytest.raises(RuntimeUnavailableError, match=f"unknown device '{device}': choose cpu, cuda or cuda:N"):
+    with pytest.raises(RuntimeUnavailableError, match=f"unknown device '{device}': choose cpu, cuda, cuda:N, tensorrt"):
         runtime.session(two_inputs(), device)
 
 

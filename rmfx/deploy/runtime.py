@@ -22,7 +22,8 @@ from rmfx.errors import RmfxError, RuntimeUnavailableError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-_DEVICE = re.compile(r"(?P<kind>cpu|cuda)(:(?P<index>\d+))?")
+_DEVICE = re.compile(r"(?P<kind>cpu|cuda|tensorrt)(:(?P<index>\d+))?")
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _SILENT = 4  # log only what is fatal: every error reaches the caller as an exception
 
 
@@ -32,20 +33,25 @@ def session(
     optimise: bool = True,
     *,
     threads: int | None = None,
+    tf32: bool = False,
+    graphs: bool = False,
 ) -> InferenceSession:
     """An ``onnxruntime.InferenceSession`` on ``device``, with no fallback to another one.
 
     Args:
         path_or_bytes: an ONNX file, or its contents.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. CUDA sessions compute in IEEE float32, not in TF32.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"tensorrt"`` or ``"tensorrt:1"``.
         optimise: let onnxruntime rewrite the graph; ``False`` runs the file node by node as it stands.
         threads: of one operator on the CPU; ``None`` for one per core.
+        tf32: let CUDA compute float32 in TF32, which reads 10 bits of each mantissa; without it, in IEEE float32.
+            TensorRT uses TF32 as it likes: its provider has no switch for it.
+        graphs: record the work as a CUDA graph and replay it; needs IO binding with buffers that stay where they are.
 
     Raises:
         RuntimeUnavailableError: when onnxruntime is not installed, or ``device`` is not active in it.
         RmfxError: when the file is no network that onnxruntime can run on ``device``.
     """
-    kind, index = _parse(device)
+    kind, index = parse(device)
     runtime = require(device)
     options = runtime.SessionOptions()
     options.log_severity_level = _SILENT
@@ -53,19 +59,21 @@ def session(
     level = runtime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     providers: list[Any] = ["CPUExecutionProvider"]
-    if kind == "cuda":
+    if kind != "cpu":
         # The CPU provider must not be listed: naming it contradicts forbidding the fallback to it.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [("CUDAExecutionProvider", {"device_id": index, "use_tf32": "0"})]
+        switches = {"use_tf32": str(int(tf32))} if kind == "cuda" else {}
+        switches |= {"enable_cuda_graph": "1"} if graphs else {}
+        providers = [(_PROVIDERS[kind], {"device_id": index, **switches})]
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     try:
         made = runtime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as problem:  # onnxruntime raises a class of its own for each status code, and RuntimeError
-        _demand_active(_provider(kind))
-        raise RmfxError(f"onnxruntime cannot run this network on {device}: {_first_line(problem)}") from problem
+        _demand_active(_PROVIDERS[kind])
+        raise RmfxError(f"onnxruntime cannot run this network on {device}: {first_line(problem)}") from problem
     active = made.get_providers()[0]
-    if active != _provider(kind):
-        raise RuntimeUnavailableError(f"asked onnxruntime for {_provider(kind)}, and it chose {active}")
+    if active != _PROVIDERS[kind]:
+        raise RuntimeUnavailableError(f"asked onnxruntime for {_PROVIDERS[kind]}, and it chose {active}")
     return made
 
 
@@ -82,7 +90,7 @@ def run(session: InferenceSession, inputs: Sequence[Tensor]) -> list[np.ndarray[
         feed = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
         return list(session.run(None, feed))
     except Exception as problem:  # as above; numpy raises TypeError for dtypes it lacks
-        raise RmfxError(f"onnxruntime failed: {_first_line(problem)}") from problem
+        raise RmfxError(f"onnxruntime failed: {first_line(problem)}") from problem
 
 
 def require(device: str = "cpu") -> ModuleType:
@@ -94,22 +102,22 @@ def require(device: str = "cpu") -> ModuleType:
     >>> require("tpu")
     Traceback (most recent call last):
         ...
-    rmfx.errors.RuntimeUnavailableError: unknown device 'tpu': choose cpu, cuda or cuda:N
+    rmfx.errors.RuntimeUnavailableError: unknown device 'tpu': choose cpu, cuda, cuda:N, tensorrt or tensorrt:N
     """
-    kind, _ = _parse(device)
-    extra = "gpu" if kind == "cuda" else "cpu"
+    kind, _ = parse(device)
+    extra = "cpu" if kind == "cpu" else "gpu"
     try:
         runtime = importlib.import_module("onnxruntime")
     except ImportError as problem:
         raise RuntimeUnavailableError(
             f"onnxruntime is not installed ({problem}): pip install 'rmfx[{extra}]'"
         ) from problem
-    if kind == "cuda" and hasattr(runtime, "preload_dlls"):
+    if kind != "cpu" and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # finds the CUDA libraries that pip installed
     available = runtime.get_available_providers()
-    if _provider(kind) not in available:
+    if _PROVIDERS[kind] not in available:
         raise RuntimeUnavailableError(
-            f"{_provider(kind)} is not active in this onnxruntime, which has {', '.join(available)}: "
+            f"{_PROVIDERS[kind]} is not active in this onnxruntime, which has {', '.join(available)}: "
             f"pip uninstall onnxruntime, then pip install 'rmfx[{extra}]'"
         )
     return runtime
@@ -122,16 +130,21 @@ def _demand_active(name: str) -> None:
             raise RuntimeUnavailableError(f"{name} is installed, but does not start here: {provider.reason}")
 
 
-def _parse(device: str) -> tuple[str, str]:
+def parse(device: str) -> tuple[str, str]:
+    """Kind and index of a device.
+
+    Raises:
+        RuntimeUnavailableError: for one that onnxruntime is not asked for here.
+
+    >>> parse("cuda:1")
+    ('cuda', '1')
+    """
     match = _DEVICE.fullmatch(device)
     if match is None or (match["kind"] == "cpu" and match["index"]):
-        raise RuntimeUnavailableError(f"unknown device {device!r}: choose cpu, cuda or cuda:N")
+        raise RuntimeUnavailableError(f"unknown device {device!r}: choose cpu, cuda, cuda:N, tensorrt or tensorrt:N")
     return match["kind"], match["index"] or "0"
 
 
-def _provider(kind: str) -> str:
-    return "CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"
-
-
-def _first_line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
+    """The first line of a message; onnxruntime appends where in its sources it failed."""
     return next(iter(str(problem).splitlines()), type(problem).__name__)
