@@ -27,7 +27,6 @@ until nothing changes.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, ClassVar
@@ -37,7 +36,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.bounds import padding_taps
-from rmfx.algebra.pointwise import NORMS, is_pointwise
+from rmfx.algebra.pointwise import is_pointwise
 from rmfx.algebra.select import select_channels, select_inputs, select_outputs
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import (
@@ -54,7 +53,8 @@ from rmfx.graph.linear import PER_CHANNEL, affine_of, dims_of, mixes
 from rmfx.graph.live import live_of
 from rmfx.graph.rule import Price, Refusal, Rule
 from rmfx.graph.spatial import AVERAGES
-from rmfx.modules import DROPOUTS, ChannelAffine, ChannelClamp, FeatureNorm, MaskedActivation
+from rmfx.layout.narrowing import narrowed
+from rmfx.modules import DROPOUTS
 
 if TYPE_CHECKING:
     from rmfx.graph.editor import Editor
@@ -126,6 +126,9 @@ class DropDeadChannels(Rule[DropDeadChannelsMatch, DropDeadChannelsPlan]):
 
     def price(self, plan: DropDeadChannelsPlan) -> Price:
         return plan.price
+
+    def scope(self, plan: DropDeadChannelsPlan) -> tuple[fx.Node, ...]:
+        return plan.match.first, *plan.match.stages, plan.match.last
 
     def rewrite(self, plan: DropDeadChannelsPlan, editor: Editor) -> fx.Node:
         match = plan.match
@@ -214,34 +217,9 @@ def _restricted(node: fx.Node, kept: Tensor, dims: int) -> Affine | nn.Module:
     """The layer of ``node`` on the channels ``kept``."""
     if _is_depthwise(node):
         return select_channels(affine_of(node, dims), kept)
-    module = copy.deepcopy(module_of(node))
+    module = module_of(node)
     assert module is not None
-    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        module.num_parameters = len(kept)
-        return _with_tensors(module, kept, ("weight",))
-    if isinstance(module, ChannelClamp):
-        return _with_tensors(module, kept, ("low", "high"))
-    if isinstance(module, MaskedActivation):
-        return _with_tensors(module, kept, ("mask",))
-    if isinstance(module, ChannelAffine):
-        return _with_tensors(module, kept, ("weight", "bias"))
-    norm = module.norm if isinstance(module, FeatureNorm) else module
-    if isinstance(norm, NORMS):
-        norm.num_features = len(kept)
-        _with_tensors(norm, kept, ("weight", "bias", "running_mean", "running_var"))
-    return module
-
-
-def _with_tensors(module: nn.Module, kept: Tensor, names: tuple[str, ...]) -> nn.Module:
-    """The entries ``kept`` of the per-channel tensors ``names``, in place."""
-    for name in names:
-        tensor = getattr(module, name)
-        if tensor is None or not tensor.dim():
-            continue
-        part = tensor.detach()[kept.to(tensor.device)].clone()
-        own = isinstance(tensor, nn.Parameter)
-        setattr(module, name, nn.Parameter(part, requires_grad=tensor.requires_grad) if own else part)
-    return module
+    return narrowed(module, kept)
 
 
 def _price(match: DropDeadChannelsMatch, first: Affine, stages: tuple[Affine | nn.Module, ...], last: Affine) -> Price:
