@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,29 +39,65 @@ def hostile_like(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, ba
     return drawn_args, drawn_kwargs
 
 
-def run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+@contextmanager
+def float32_arithmetic(mode: str = "ieee") -> Iterator[None]:
+    """How convolutions and matrix products of float32 tensors multiply: "ieee", or "tf32" where the device has it.
+
+    TF32 reads 10 bits of mantissa, and a Dirac filter through it is no identity. Torch has a setting for everything,
+    one per backend and one per operation; the narrower one wins where the user gave it. From wide to narrow, only those
+    are set that do not follow yet: a setting that was never given can be inherited, but not be put back. All are as
+    before when the block ends. An ``autocast`` around the block does not reach into it.
+    """
+    backends: Any = torch.backends
+    levels = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    levels += (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    with ExitStack() as undo:
+        undo.enter_context(_matmul_precision("highest" if mode == "ieee" else "high"))
+        for level in levels:
+            if (before := level.fp32_precision) != mode:
+                undo.callback(setattr, level, "fp32_precision", before)
+                level.fp32_precision = mode
+        for kind in ("cpu", "cuda"):
+            undo.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def _matmul_precision(wanted: str) -> Iterator[None]:
+    """The older setting of matrix products, which ``torch.compile`` reads and which must not contradict the newer."""
+    matmuls: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user's own settings contradict each other: torch lets nobody read this one
+        before = wanted
+    if before == wanted:
+        yield
+        return
+    newer = [matmul.fp32_precision for matmul in matmuls]
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for matmul, value in zip(matmuls, newer, strict=True):
+            if matmul.fp32_precision != value:
+                matmul.fp32_precision = value
+
+
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    arithmetic: Callable[[], AbstractContextManager[None]] = float32_arithmetic,
+) -> list[Tensor]:
     """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first."""
     args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if _floating(x) else x, inputs)
-    with torch.no_grad(), exact_matmuls(), default_dtype(dtype):
+    with torch.no_grad(), arithmetic(), default_dtype(dtype):
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _floating(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
-
-
-@contextmanager
-def exact_matmuls() -> Iterator[None]:
-    """IEEE arithmetic on CUDA: TF32 reads 10 bits of mantissa, and a Dirac filter through it is no identity."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
