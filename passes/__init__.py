@@ -29,6 +29,16 @@ def inference_passes(removal: RemoveResidual, fuse: str, drop_dead: bool) -> tup
     )
 
 
+def planned_passes(removal: RemoveResidual) -> tuple[Rule[Any, Any], ...]:
+    """The passes of which a plan says where to apply them, in order."""
+    return (
+        FoldNorm(),
+        MergeBranches(),
+        removal,
+        FuseConvs("always"),  # each one is priced: composing may pay at more MACs, or not pay at fewer
+    )
+
+
 def training_passes(removal: RemoveResidual) -> tuple[Rule[Any, Any], ...]:
     """The passes of a conversion that keeps batch norms (``keep_bn=True``): nothing that would fold one."""
     return (replace(removal, keep_norms=True),)

@@ -84,6 +84,9 @@ class FoldNorm(Rule[FoldNormMatch, FoldNormPlan]):
         macs, params = cost_of((plan.first, plan.second), dims)
         return Price(macs, macs, params, plan.map.parameters)
 
+    def scope(self, plan: FoldNormPlan) -> tuple[fx.Node, ...]:
+        return plan.first, plan.second
+
     def rewrite(self, plan: FoldNormPlan, editor: Editor) -> fx.Node:
         source = plan.first.all_input_nodes[0]
         folded = editor.linear(plan.map, source, plan.first, str(plan.mixing.target))

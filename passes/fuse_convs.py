@@ -94,6 +94,9 @@ class FuseConvs(Rule[FuseConvsMatch, FuseConvsPlan]):
     def price(self, plan: FuseConvsPlan) -> Price:
         return plan.price
 
+    def scope(self, plan: FuseConvsPlan) -> tuple[fx.Node, ...]:
+        return plan.match.inner, plan.match.outer
+
     def rewrite(self, plan: FuseConvsPlan, editor: Editor) -> fx.Node:
         inner, outer = plan.match.inner, plan.match.outer
         name = str((outer if mixes(outer) else inner).target)

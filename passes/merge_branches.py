@@ -74,5 +74,8 @@ class MergeBranches(Rule[Region, JoinPlan]):
     def price(self, plan: JoinPlan) -> Price:
         return plan.price
 
+    def scope(self, plan: JoinPlan) -> tuple[fx.Node, ...]:
+        return plan.scope
+
     def rewrite(self, plan: JoinPlan, editor: Editor) -> fx.Node:
         return carry_out(plan, editor)

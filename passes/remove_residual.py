@@ -56,6 +56,7 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
         keep_norms: keep batch norms before nonlinearities, widened, for training.
         concat: remove concats of what starts at one tensor, too.
         shift_bits: of precision, that the carrier ``shift`` may cost.
+        dense: leave convolutions that carry something ungrouped.
     """
 
     name: ClassVar[str] = "remove_residual"
@@ -64,6 +65,17 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     keep_norms: bool = False
     concat: bool = False
     shift_bits: float = SHIFT_BITS
+    dense: bool = False
+
+    def variants(self) -> tuple[RemoveResidual, ...]:
+        """Each carrier, each place of a projection, grouped and dense; what the user asked for stays as it is."""
+        carriers = ("auto", "split", "shift") if self.carrier == "auto" else (self.carrier,)
+        sides = ("conv", "input") if self.downsample == "cheaper" else (self.downsample,)
+        return (
+            *(replace(self, carrier=carrier) for carrier in carriers),
+            *(replace(self, downsample=side) for side in sides if side != self.downsample),
+            replace(self, dense=True),
+        )
 
     def match(self, node: fx.Node) -> Region | Refusal | None:
         if is_residual(node):
@@ -88,7 +100,7 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
         axis = 1 if dims and rank_of(match.fork) == dims + 2 else -dims - 1
         try:
             problem = read_region(
-                match, dims, axis, Wish(self.carrier, self.shift_bits), self.downsample, self.keep_norms
+                match, dims, axis, Wish(self.carrier, self.shift_bits, self.dense), self.downsample, self.keep_norms
             )
             solution = solve(problem)
             return join_plan(match, _with_norm_of_sum(solution) if self.keep_norms else solution, dims)
@@ -97,6 +109,9 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
 
     def price(self, plan: JoinPlan) -> Price:
         return plan.price
+
+    def scope(self, plan: JoinPlan) -> tuple[fx.Node, ...]:
+        return plan.scope
 
     def rewrite(self, plan: JoinPlan, editor: Editor) -> fx.Node:
         return carry_out(plan, editor)

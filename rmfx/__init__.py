@@ -10,7 +10,7 @@
 
 from rmfx.check.plain import to_sequential
 from rmfx.check.verify import Verification, verify
-from rmfx.convert import convert, explain
+from rmfx.convert import apply_plan, convert, explain, make_plan
 from rmfx.deploy.export import export
 from rmfx.deploy.session import Session
 from rmfx.errors import (
@@ -20,6 +20,7 @@ from rmfx.errors import (
     NotPlainError,
     OnnxImportError,
     PartialConversionWarning,
+    PlanError,
     RmfxError,
     RuntimeUnavailableError,
     TraceError,
@@ -27,7 +28,9 @@ from rmfx.errors import (
     VerificationError,
 )
 from rmfx.files.serialise import load, save
+from rmfx.measure.target import Target
 from rmfx.onnx_in.importer import from_onnx
+from rmfx.plan.value import Plan
 from rmfx.ranges import bounds_from_data
 from rmfx.report import Entry, Report, report
 from rmfx.training import calibrate
@@ -42,14 +45,18 @@ __all__ = [
     "NotPlainError",
     "OnnxImportError",
     "PartialConversionWarning",
+    "Plan",
+    "PlanError",
     "Report",
     "RmfxError",
     "RuntimeUnavailableError",
+    "Target",
     "Session",
     "TraceError",
     "UnsupportedModelError",
     "Verification",
     "VerificationError",
+    "apply_plan",
     "bounds_from_data",
     "calibrate",
     "convert",
@@ -57,6 +64,7 @@ __all__ = [
     "export",
     "from_onnx",
     "load",
+    "make_plan",
     "report",
     "save",
     "to_sequential",

@@ -1,56 +1,28 @@
-"""The story of a conversion: trace, normalise, run the passes, emit, verify."""
+"""The front of a conversion: what the user says becomes options, and a network or its parts are converted."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from rmfx import account
 from rmfx.algebra.carrier import SHIFT_BITS
-from rmfx.check.verify import verify as verify_models
-from rmfx.collector import collect_new, uncollected
-from rmfx.errors import NormalFormError, RmfxError, TraceError, UnsupportedModelError
-from rmfx.front.doors import Entered, enter, enter_graph, enter_program
-from rmfx.graph.bounds import give_ranges
-from rmfx.graph.emit import emit, storage_table
-from rmfx.graph.facts import annotate
-from rmfx.graph.guard import guard_sizes
-from rmfx.graph.pipeline import run_passes
-from rmfx.graph.restore import restore
-from rmfx.graph.rule import PassResult
-from rmfx.inputs import as_tuple, bind, describe
+from rmfx.collector import uncollected
+from rmfx.errors import TraceError
+from rmfx.measure.target import Target
 from rmfx.options import Options, Policy
 from rmfx.partial import find_parts
-from rmfx.passes import inference_passes, training_passes
-from rmfx.passes.normalise import normalise
-from rmfx.passes.remove_residual import RemoveResidual
-from rmfx.report import Report, attach
-
-
-@dataclass(frozen=True, eq=False)
-class _Planned:
-    """A network whose passes have run and whose weights are not computed yet."""
-
-    original: nn.Module
-    gm: fx.GraphModule
-    args: tuple[Any, ...] | None
-    kwargs: Mapping[str, Any]
-    before: account.Before
-    results: tuple[PassResult, ...]
-    tensors: dict[str, torch.Tensor]
-    entered: Entered
-
-    def report(self, options: Options) -> Report:
-        """The account of what was planned."""
-        report = account.report_of(self.before, self.results, self.gm, _notes(options))
-        account.check_places(options.policy, report)
-        return replace(report, size_conditions=(self.entered.sizes,) if self.entered.sizes else ())
+from rmfx.plan.auto import plan_network
+from rmfx.plan.cache import FOLDER, PriceCache
+from rmfx.plan.pricing import OnStep
+from rmfx.plan.value import Plan
+from rmfx.report import Report
+from rmfx.rewrite import rewrite, run
 
 
 @uncollected
@@ -69,6 +41,8 @@ def convert(
     drop_dead_channels: bool = False,
     shift_bits: float = SHIFT_BITS,
     value_ranges: Mapping[str, Any] | None = None,
+    target: str | Target = "eager",
+    measure: bool | float = True,
     verify: bool | None = None,
     partial: bool = True,
 ) -> nn.Module:
@@ -81,8 +55,10 @@ def convert(
         example_inputs: a tensor or a tuple of positional inputs. Optional: they let sizes be proven, costs be counted
             and the result be verified, all at their shapes. Values do not matter. An ``ExportedProgram`` has its own.
         example_kwargs: keyword inputs, by name.
-        policy: ``"all"`` removes every residual connection that can be removed exactly; a list names the places to
-            convert (as in the report); a callable gets each :class:`rmfx.report.Entry` and says whether to remove it.
+        policy: ``"all"`` removes every residual connection that can be removed exactly; ``"auto"`` does at each place
+            only what is faster on ``target``, and nothing at all where that is fastest (:func:`rmfx.make_plan`); a
+            :class:`rmfx.Plan` is followed; a list names the places to convert (as in the report); a callable gets each
+            :class:`rmfx.report.Entry` and says whether to remove it.
         carrier: how a tensor passes an activation that is not meant for it: ``"auto"``, ``"direct"``, ``"masked"``,
             ``"split"``, ``"shift"`` (:mod:`rmfx.algebra.carrier`).
         downsample: where a projection shortcut is applied: ``"conv"`` (the paper's Figure 2a), ``"input"`` (2b), or
@@ -95,6 +71,10 @@ def convert(
         shift_bits: of precision, that the carrier ``"shift"`` may cost; more is refused.
         value_ranges: what is known of values, ``{name: (low, high)}``, for the carrier ``"shift"``
             (:func:`rmfx.bounds_from_data` measures them: then the result is exact on values within them only).
+        target: where the network is to run, for ``policy="auto"``: ``"eager"``, ``"inductor"``, ``"onnxruntime"``, with
+            ``:cuda`` behind for a GPU, or a :class:`rmfx.Target`.
+        measure: for ``policy="auto"``: time candidates on this machine, ``True`` or for so many seconds; ``False`` goes
+            by estimates alone.
         verify: compare original and result in float64 at the example inputs' shapes; default: when there are any.
         partial: where no way leads through the code of the whole model, convert those of its sub-modules that can be
             followed, with a :class:`rmfx.errors.PartialConversionWarning`, instead of raising the TraceError.
@@ -120,7 +100,7 @@ def convert(
     """
     options = Options(
         *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
-        value_ranges or {},
+        *(value_ranges or {}, Target.of(target), measure),
     )
     try:
         return _convert(model, example_inputs, example_kwargs or {}, options, verify)
@@ -138,23 +118,9 @@ def _convert(
     options: Options,
     verify: bool | None,
 ) -> fx.GraphModule:
-    planned = _plan(model, example_inputs, kwargs, options)
-    gm = planned.gm
-    report = planned.report(options)
-    guard_sizes(gm, report, planned.entered.batch)
-    restore(gm)
-    collect_new()  # before the large allocations
-    if verify or (verify is None and planned.args is not None):
-        if planned.args is None:
-            raise RmfxError("verify=True needs example_inputs")
-        emit(gm, planned.tensors, torch.float64)  # rounded to the model's dtype, weights would hide a small mistake
-        verify_models(planned.original, gm, planned.args, example_kwargs=planned.kwargs, quick=True)
-    emit(gm, planned.tensors)
-    gm.recompile()
-    gm.train(planned.original.training)
-    attach(gm, account.with_names(report, gm, planned.before))
-    account.clean(gm)
-    return gm
+    if options.policy == "auto":
+        options = replace(options, policy=plan_network(model, example_inputs, kwargs, options))
+    return rewrite(model, example_inputs, kwargs, options, verify)
 
 
 @uncollected
@@ -173,11 +139,13 @@ def explain(
     drop_dead_channels: bool = False,
     shift_bits: float = SHIFT_BITS,
     value_ranges: Mapping[str, Any] | None = None,
+    target: str | Target = "eager",
     partial: bool = True,
 ) -> Report:
     """The :class:`rmfx.report.Report` that :func:`convert` with these arguments would leave; computes no weights.
 
-    So the model may be on the meta device. Args and errors are those of :func:`convert`.
+    So the model may be on the meta device; ``policy="auto"`` goes by estimates. Args and errors are those of
+    :func:`convert`.
 
     >>> from rmfx.models import rmnet26x3_32
     >>> explain(rmnet26x3_32().eval()).count("removed")
@@ -185,7 +153,7 @@ def explain(
     """
     options = Options(
         *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
-        value_ranges or {},
+        *(value_ranges or {}, Target.of(target)),
     )
     try:
         return _explain(model, example_inputs, example_kwargs or {}, options)
@@ -201,8 +169,10 @@ def explain(
 def _explain(
     model: nn.Module | ExportedProgram, example_inputs: Any, kwargs: Mapping[str, Any], options: Options
 ) -> Report:
-    planned = _plan(model, example_inputs, kwargs, options, computes=False)
-    return account.with_names(planned.report(options), planned.gm, planned.before)
+    if options.policy == "auto":
+        options = replace(options, policy=plan_network(model, example_inputs, kwargs, replace(options, measure=False)))
+    rewritten = run(model, example_inputs, kwargs, options, computes=False)
+    return account.with_names(rewritten.report(), rewritten.prepared.gm, rewritten.prepared.before)
 
 
 def _part_converter(options: Options, verify: bool | None) -> Callable[..., fx.GraphModule]:
@@ -213,75 +183,64 @@ def _part_converter(options: Options, verify: bool | None) -> Callable[..., fx.G
     return convert_part
 
 
-def _plan(
+@uncollected
+def make_plan(
     model: nn.Module | ExportedProgram,
     example_inputs: Any,
-    kwargs: Mapping[str, Any],
-    options: Options,
-    computes: bool = True,
-) -> _Planned:
-    given = example_inputs is not None or bool(kwargs)
-    args = as_tuple(() if example_inputs is None else example_inputs) if given else None
-    original: nn.Module
-    if isinstance(model, ExportedProgram):
-        traced, original = enter_program(model)
-        entered = Entered(traced)
-        if args is None and model.example_inputs is not None:
-            args, kwargs = model.example_inputs
-    else:
-        original = enter_graph(model, args) if isinstance(model, fx.GraphModule) and args else model
-        entered = enter(original, args, kwargs, allow_training=options.keep_bn, allow_meta=not computes)
-    if any(tensor.is_meta for tensor in original.parameters()):
-        args, kwargs = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs))
-    entered, gm, inputs = _normal(original, entered, args, kwargs, options, computes)
-    give_ranges(gm, options.value_ranges)
-    _annotate(gm, inputs)
-    tensors = storage_table(gm)
-    before = account.before(original, gm)
-    removal = RemoveResidual(options.carrier, options.downsample, concat=options.concat, shift_bits=options.shift_bits)
-    drop_dead = options.drop_dead_channels and computes  # it reads weights
-    passes = training_passes(removal) if options.keep_bn else inference_passes(removal, options.fuse, drop_dead)
-    results = run_passes(gm, passes, account.veto(options.policy, options.max_growth), keep_dropout=options.keep_bn)
-    return _Planned(original, gm, args, kwargs, before, results, tensors, entered)
+    *,
+    target: str | Target = "eager",
+    measure: bool | float = True,
+    carrier: str = "auto",
+    concat: bool = False,
+    value_ranges: Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | None = FOLDER,
+    on_step: OnStep | None = None,
+) -> Plan:
+    """Decide, place by place, what makes ``model`` faster on ``target``; changes nothing.
+
+    At each place the plan keeps what is there, or removes the residual sum with one of the carriers, merges linear
+    branches, composes convolutions: whatever is cheapest, seams between neighbours included. Prices are estimates
+    from shapes; with ``measure``, candidates that may win are timed on the target, and the network that comes out is
+    timed against ``model``. If that one is slower, the plan is to rewrite nothing.
+
+    Args:
+        model: as for :func:`convert`; in eval mode.
+        example_inputs: a tensor or a tuple of tensors; the plan is for their shapes.
+        target, measure, carrier, concat, value_ranges: as for :func:`convert`.
+        cache: the folder of measured prices, by shape, machine and versions; ``None`` to remember none.
+        on_step: told what is timed next.
+
+    Returns:
+        A :class:`rmfx.Plan`: print it, save it, and give it to :func:`apply_plan` or ``convert(policy=plan)``.
+
+    Raises:
+        PlanError: when there are no example inputs, or some that are no tensors.
+        RuntimeUnavailableError: when the target does not run here.
+
+    >>> import torch
+    >>> from rmfx.models import resnet20
+    >>> plan = make_plan(resnet20().eval(), torch.randn(1, 3, 32, 32), target="onnxruntime", measure=False)
+    >>> plan.count("remove_residual")
+    0
+    """
+    ranges = dict(value_ranges or {})
+    options = Options("auto", carrier, concat=concat, value_ranges=ranges, target=Target.of(target), measure=measure)
+    return plan_network(model, example_inputs, {}, options, cache=PriceCache(cache), on_step=on_step)
 
 
-def _normal(
-    model: nn.Module,
-    entered: Entered,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any],
-    options: Options,
-    computes: bool,
-) -> tuple[Entered, fx.GraphModule, tuple[Any, ...] | None]:
-    """The normal form; writes that it can give no meaning have one in the graph that ``torch.export`` gives."""
-    inputs = None if args is None else bind(entered.gm, args, kwargs)
-    try:
-        return entered, normalise(entered.gm, keep_dropout=options.keep_bn, inputs=inputs), inputs
-    except NormalFormError as refused:
-        if args is None or isinstance(model, fx.GraphModule) or not entered.symbolic:
-            raise
-        try:
-            entered = enter(
-                model, args, kwargs, symbolic=False, allow_training=options.keep_bn, allow_meta=not computes
-            )
-        except TraceError as error:
-            raise NormalFormError(f"{refused}; {error}") from refused
-    inputs = bind(entered.gm, args, kwargs)
-    return entered, normalise(entered.gm, keep_dropout=options.keep_bn, inputs=inputs), inputs
+def apply_plan(
+    plan: Plan, model: nn.Module | ExportedProgram, example_inputs: Any, *, verify: bool | None = None
+) -> fx.GraphModule:
+    """The network that ``plan`` makes of ``model``: the one it was made for, or another checkpoint of its architecture.
 
+    Raises:
+        PlanError: when the plan does not fit; names the place and the condition that is broken there.
 
-def _annotate(gm: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
-    try:
-        annotate(gm, inputs)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        assert inputs is not None
-        reason = str(error).strip().split("\n")[0]
-        raise UnsupportedModelError(
-            f"the model cannot be run on the example inputs ({describe(inputs)}): {reason}"
-        ) from error
-
-
-def _notes(options: Options) -> tuple[str, ...]:
-    if options.keep_bn:
-        return ("batch norms kept: equal in eval mode; training differs from the first batch on. Run rmfx.calibrate.",)
-    return ()
+    >>> import torch
+    >>> from rmfx.models import resnet20
+    >>> x = torch.randn(1, 3, 32, 32)
+    >>> plan = make_plan(resnet20().eval(), x, measure=False)
+    >>> type(apply_plan(plan, resnet20().eval(), x)).__name__
+    'ResNet'
+    """
+    return rewrite(model, example_inputs, {}, Options(plan, target=plan.target), verify)

@@ -58,3 +58,7 @@ class DivergedError(RmfxError):
 
 class PartialConversionWarning(UserWarning):
     """Only parts of a model were converted: its code as a whole cannot be followed. The report lists what was left."""
+
+
+class PlanError(RmfxError):
+    """A plan cannot be read, or does not fit the model it is applied to; the message names the place."""

@@ -8,11 +8,14 @@ from typing import Any
 
 from rmfx.algebra.carrier import CHOICES, SHIFT_BITS
 from rmfx.errors import RmfxError
+from rmfx.measure.target import Target
+from rmfx.plan.value import Plan
 from rmfx.report import Entry
 
-Policy = str | Callable[[Entry], bool] | Collection[str]
+Policy = str | Plan | Callable[[Entry], bool] | Collection[str]
 _DOWNSAMPLE = ("cheaper", "conv", "input")
 _FUSE = ("cheaper", "always", "never")
+_SECONDS = 60.0  # measure=True
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class Options:
     drop_dead_channels: bool = False
     shift_bits: float = SHIFT_BITS
     value_ranges: Mapping[str, Any] = field(default_factory=dict)
+    target: Target = Target()
+    measure: bool | float = True
+
+    @property
+    def seconds(self) -> float:
+        """Time that measuring places may take."""
+        return _SECONDS * self.measure if isinstance(self.measure, bool) else float(self.measure)
 
     def __post_init__(self) -> None:
         _require_one_of("carrier", self.carrier, CHOICES)
@@ -37,9 +47,15 @@ class Options:
         if not (isinstance(self.shift_bits, (int, float)) and self.shift_bits >= 0):
             raise RmfxError(f"shift_bits must be a number of bits, at least 0, got {self.shift_bits!r}")
         if isinstance(self.policy, str):
-            _require_one_of("policy", self.policy, ("all",), " (or a callable, or a list of places)")
-        elif not callable(self.policy) and not isinstance(self.policy, Collection):
-            raise RmfxError(f"policy must be 'all', a callable, or a list of places, got {self.policy!r}")
+            _require_one_of("policy", self.policy, ("all", "auto"), " (or a plan, a callable, or a list of places)")
+        elif not callable(self.policy) and not isinstance(self.policy, Collection | Plan):
+            raise RmfxError(
+                f"policy must be 'all', 'auto', a plan, a callable, or a list of places, got {self.policy!r}"
+            )
+        if self.keep_bn and (self.policy == "auto" or isinstance(self.policy, Plan)):
+            raise RmfxError("keep_bn=True is for training; a plan is for running: choose one")
+        if not isinstance(self.measure, bool) and not (isinstance(self.measure, (int, float)) and self.measure >= 0):
+            raise RmfxError(f"measure must be True, False or a number of seconds, got {self.measure!r}")
         if self.max_growth is not None and not (isinstance(self.max_growth, (int, float)) and self.max_growth > 0):
             raise RmfxError(f"max_growth must be a positive factor, got {self.max_growth!r}")
 

@@ -88,6 +88,9 @@ class Count(Rule[fx.Node, fx.Node]):
     def price(self, plan: fx.Node) -> Price:
         return Price(2.0, 5.0, 1, 1)
 
+    def scope(self, plan: fx.Node) -> tuple[fx.Node, ...]:
+        return (plan,)
+
     def rewrite(self, plan: fx.Node, editor: Editor) -> fx.Node:
         module = nn.Identity() if self.broken else nn.ReLU()
         node = editor.layer(module, plan.all_input_nodes[0], plan, editor.fresh("extra", "relu"))

@@ -59,7 +59,7 @@ def recording() -> Iterator[Recorded]:
     """
     recorded = Recorded()
     sums: dict[int, tuple[account.Before, list[ResidualSum]]] = {}  # holds each key's object, so that ids stay apart
-    story = importlib.import_module("rmfx.convert")  # rmfx.convert itself is the function
+    story = importlib.import_module("rmfx.prepare")
     originals = account.before, account.with_names, story.enter
 
     def before(model: nn.Module, gm: fx.GraphModule) -> account.Before:

@@ -1,6 +1,7 @@
 """The closed lists of functions, methods and attributes that a saved graph may name.
 
-Everything here is a pure function of tensors, numbers and shapes. A file that names anything else is refused, so
+Everything here computes with tensors, numbers and shapes and does nothing else (``iadd`` writes into a tensor of the
+network itself). A file that names anything else is refused, so
 loading a file can never reach a function with side effects. To admit one more, add its name to a line below.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional
 
 _OPERATOR = """
-    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor not_ eq ne lt le gt ge getitem
+    add sub mul truediv floordiv mod pow matmul neg pos abs invert and_ or_ xor not_ eq ne lt le gt ge getitem iadd
 """
 
 _MATH = "ceil floor sqrt prod"

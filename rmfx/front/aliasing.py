@@ -34,10 +34,10 @@ from rmfx.front.opnames import (
     parameters,
 )
 from rmfx.front.tracer import IN_PLACE_OPERATORS, location
-from rmfx.modules import DROPOUTS, SizeGuard
+from rmfx.modules import DROPOUTS, ChannelsLast, SizeGuard
 
-# Layers that give back the very tensor that comes in, in eval mode.
-NO_OPS = (nn.Identity, *DROPOUTS)
+# Layers that give back what comes in, in eval mode.
+NO_OPS = (nn.Identity, ChannelsLast, *DROPOUTS)
 _SAME_LAYERS = (*NO_OPS, SizeGuard)
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 # What a write into a tensor made in forward is recorded as: torch.zeros(3) is a constant of the graph.

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from rmfx.algebra.pointwise import EVERYTHING, Range, image, is_pointwise
-from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelSlice, SizeGuard
+from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelsLast, ChannelSlice, SizeGuard
 
 # Layers whose outputs are convex combinations of inputs of the same channel.
 KEEPING_CHANNELS = (
@@ -39,6 +39,7 @@ KEEPING_CHANNELS = (
     nn.CircularPad2d,
     nn.CircularPad3d,
     SizeGuard,
+    ChannelsLast,
     *DROPOUTS,
 )
 _MOVING = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, ChannelSlice)

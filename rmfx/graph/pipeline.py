@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from rmfx.front.normal import check_normal
-from rmfx.graph.rewriter import Veto, sweep
+from rmfx.graph.rewriter import Tune, Veto, as_it_is, sweep
 from rmfx.graph.rule import PassResult, Rule
 
 # Called after every pass with its result: dumping, timing and bisecting are callbacks, no pass knows of them.
@@ -21,6 +21,7 @@ def run_passes(
     veto: Veto,
     callback: Callback | None = None,
     *,
+    tune: Tune = as_it_is,
     keep_dropout: bool = False,
 ) -> tuple[PassResult, ...]:
     """Run ``passes`` over ``gm`` (which must be, and stays, in normal form, with dropouts or without).
@@ -31,7 +32,7 @@ def run_passes(
     check_normal(gm, keep_dropout)
     results = []
     for rule in passes:
-        result = sweep(gm, rule, veto)
+        result = sweep(gm, rule, veto, tune)
         check_normal(gm, keep_dropout)
         if callback is not None:
             callback(result, gm)

@@ -12,6 +12,8 @@ from rmfx.graph.rule import Applied, PassResult, Price, Refusal, Refused, Rule
 
 # Says why a legal rewrite (node, plan, price) is not wanted, or None where it is: policies and growth limits.
 Veto = Callable[[fx.Node, object, Price], str | None]
+# Gives the variant of a rule (Rule.variants) to use at a node.
+Tune = Callable[[fx.Node, Rule[Any, Any]], Rule[Any, Any]]
 
 
 def want_all(node: fx.Node, plan: object, price: Price) -> str | None:
@@ -19,8 +21,13 @@ def want_all(node: fx.Node, plan: object, price: Price) -> str | None:
     return None
 
 
-def sweep(gm: fx.GraphModule, rule: Rule[Any, Any], veto: Veto = want_all) -> PassResult:
-    """Apply ``rule`` wherever it matches, is legal and is not vetoed, in graph order.
+def as_it_is(node: fx.Node, rule: Rule[Any, Any]) -> Rule[Any, Any]:
+    """The tune that changes nothing."""
+    return rule
+
+
+def sweep(gm: fx.GraphModule, rule: Rule[Any, Any], veto: Veto = want_all, tune: Tune = as_it_is) -> PassResult:
+    """Apply ``rule``, in the variant that ``tune`` gives, wherever it matches, is legal and is not vetoed, in order.
 
     Rewrites insert before the matched node only, so one sweep sees inner structures before outer ones, and
     its own results as operands of later matches.
@@ -32,16 +39,17 @@ def sweep(gm: fx.GraphModule, rule: Rule[Any, Any], veto: Veto = want_all) -> Pa
         match = rule.match(node)
         if match is None:
             continue
-        plan = rule.check(match)
+        tuned = tune(node, rule)
+        plan = tuned.check(match)
         if isinstance(plan, Refusal):
             refused.append(Refused(*_where(node), plan.reason))
             continue
-        price = rule.price(plan)
+        price = tuned.price(plan)
         if (objection := veto(node, plan, price)) is not None:
             refused.append(Refused(*_where(node), objection, True, price, plan))
             continue
         where = _where(node)
-        rule.rewrite(plan, editor)
+        tuned.rewrite(plan, editor)
         applied.append(Applied(*where, price, plan))
     if applied:
         editor.finish()

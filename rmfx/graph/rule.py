@@ -60,6 +60,14 @@ class Rule(ABC, Generic[Match, Plan]):
         """What the rewrite costs and what it replaces."""
 
     @abstractmethod
+    def scope(self, plan: Plan) -> tuple[fx.Node, ...]:
+        """All nodes between what the rewrite reads and the node it replaces, in graph order, that node last."""
+
+    def variants(self) -> tuple[Rule[Match, Plan], ...]:
+        """This rule with each of its options that may be the cheapest somewhere: what a planner chooses among."""
+        return (self,)
+
+    @abstractmethod
     def rewrite(self, plan: Plan, editor: Editor) -> fx.Node:
         """Carry the plan out; returns the node that now computes the matched node's value. May not fail."""
 

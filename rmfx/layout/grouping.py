@@ -79,13 +79,16 @@ class Form:
         return self.before.width // self.groups * self.after.width * step.taps * step.positions
 
 
-def choose_forms(steps: Sequence[LinearStep]) -> tuple[Form, ...]:
+def choose_forms(steps: Sequence[LinearStep], *, dense: bool = False) -> tuple[Form, ...]:
     """The cheapest forms of a sequence of linear steps, each reading the layout the one before writes.
 
     The first reads and the last writes the natural layout. Pointwise steps in between keep layouts. Shortest path
     over layouts: the states between two steps are the layouts either of them knows a grouped form for.
+
+    Args:
+        dense: group no step of more than one block.
     """
-    grouped = [tuple(_grouped_forms(step)) for step in steps]
+    grouped = [() if dense and len(step.blocks) > 1 else tuple(_grouped_forms(step)) for step in steps]
     states = _boundaries(steps, grouped)
     best: dict[Layout, tuple[float, tuple[Form, ...]]] = {states[0][0]: (0.0, ())}
     for index, step in enumerate(steps):

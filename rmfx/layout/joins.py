@@ -53,6 +53,12 @@ class JoinPlan:
         """The carriers used, joined by ``+``; ``None`` where nothing passes a nonlinearity."""
         return "+".join(sorted(self.solution.carriers)) or None
 
+    @property
+    def scope(self) -> tuple[fx.Node, ...]:
+        """All nodes between fork and join, and the join."""
+        side = (node for gate in self.region.gates for node in gate.side)
+        return (*sorted({*self.region.nodes, *side}), self.region.join)
+
 
 def join_plan(region: Region, solution: Solution, dims: int) -> JoinPlan:
     """The plan of replacing ``region`` by ``solution``, with its price.

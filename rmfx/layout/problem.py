@@ -75,10 +75,17 @@ class Op:
 
 @dataclass(frozen=True)
 class Wish:
-    """How to carry: a carrier by name (:data:`rmfx.algebra.carrier.CHOICES`), and the bits that a shift may cost."""
+    """How to carry.
+
+    Attributes:
+        carrier: by name (:data:`rmfx.algebra.carrier.CHOICES`).
+        shift_bits: that a shift may cost.
+        dense: whether convolutions that carry something stay ungrouped.
+    """
 
     carrier: str = "auto"
     shift_bits: float = SHIFT_BITS
+    dense: bool = False
 
 
 @dataclass(frozen=True, eq=False)

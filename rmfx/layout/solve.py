@@ -115,7 +115,7 @@ class _Candidate:
 
 
 def _candidate(draft: Draft) -> _Candidate:
-    forms = choose_forms(draft.linear_steps)
+    forms = choose_forms(draft.linear_steps, dense=draft.problem.carrier.dense)
     return _Candidate(draft, forms, tuple(_nonlinear(draft, step, forms[step.step]) for step in draft.nonlinear))
 
 

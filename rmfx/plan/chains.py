@@ -1,0 +1,203 @@
+"""Chooses among the variants of a rule along chains of places, seams between neighbours included.
+
+A *place* is an outermost match of the rule with everything between its inputs and outputs, and the activation behind
+it. Its forms are: as it is; each variant of the rule applied to all matches inside; and to the inner ones only. Where
+one place begins with the very tensor another ends with, the last layer of the one and the first of the other may be
+composed. So the forms of a chain of places are chosen together, by dynamic programming over (place, form)::
+
+    best(i, f) = price(i, f) + min over g of [ best(i - 1, g) + seam(g, f) ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from torch import fx
+
+from rmfx.algebra.pointwise import is_pointwise
+from rmfx.graph.facts import module_of
+from rmfx.graph.linear import is_linear
+from rmfx.graph.rewriter import sweep, want_all
+from rmfx.graph.rule import Price, Refusal, Rule
+from rmfx.passes.fuse_convs import FuseConvs
+from rmfx.plan.follow import options_of, origin_of
+from rmfx.plan.piece import cut_out, outputs_of, signature
+from rmfx.plan.pricing import Priced, Pricer
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One way to write a place: ``rule`` applied to ``origins``, and what comes out; ``rule`` is ``None`` as it is."""
+
+    rule: Rule[Any, Any] | None
+    origins: tuple[str, ...]
+    piece: fx.GraphModule
+    price: Priced
+
+
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """The node of a match, everything it is about, and the activation behind."""
+
+    match: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def start(self) -> fx.Node | None:
+        """The one tensor it reads, where it is one."""
+        sources = {source for node in self.nodes for source in node.all_input_nodes} - set(self.nodes)
+        return sources.pop() if len(sources) == 1 else None
+
+
+@dataclass(eq=False)
+class _Place:
+    """A scope, its forms, and for each of them the cheapest chain that ends with it."""
+
+    scope: _Scope
+    forms: list[Form]
+    best: list[float] = field(default_factory=list)
+    came_from: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was found best at one node: the options of the rule, ``None`` for leaving it alone, and the price."""
+
+    variant: Mapping[str, Any] | None
+    price: Priced
+
+
+def choose(gm: fx.GraphModule, rule: Rule[Any, Any], pricer: Pricer) -> dict[str, Wish]:
+    """For each node, by its origin, what to do there.
+
+    Args:
+        gm: a graph in normal form whose nodes know their shapes; left as it is.
+        rule: with variants.
+        pricer: of forms.
+    """
+    known: dict[str, tuple[list[str], list[Form]]] = {}
+    places = [_Place(scope, _forms(scope, rule, pricer, known)) for scope in _outermost(gm, rule)]
+    by_end: dict[fx.Node, int] = {}
+    for index, place in enumerate(places):
+        before = places[by_end[place.scope.start]] if place.scope.start in by_end else None
+        for form in place.forms:
+            costs = [0.0]
+            if before is not None:
+                pairs = zip(before.best, before.forms, strict=True)
+                costs = [best + _seam(other.piece, form.piece, pricer) for best, other in pairs]
+            cheapest = min(range(len(costs)), key=costs.__getitem__)
+            place.best.append(costs[cheapest] + form.price.after)
+            place.came_from.append(cheapest)
+        by_end[place.scope.nodes[-1]] = index
+    return _traced_back(places, by_end)
+
+
+def _traced_back(places: Sequence[_Place], by_end: Mapping[fx.Node, int]) -> dict[str, Wish]:
+    picked: dict[int, int] = {}
+    for index in reversed(range(len(places))):
+        place = places[index]
+        if index not in picked:  # the last of its chain
+            picked[index] = min(range(len(place.best)), key=place.best.__getitem__)
+        if place.scope.start in by_end:
+            picked.setdefault(by_end[place.scope.start], place.came_from[picked[index]])
+    wishes: dict[str, Wish] = {}
+    for index, place in enumerate(places):
+        form = place.forms[picked[index]]
+        cheapest = min((f.price for f in place.forms[1:]), key=lambda price: price.after, default=form.price)
+        for origin in {origin for f in place.forms for origin in f.origins}:
+            taken = form.rule is not None and origin in form.origins
+            options = options_of(form.rule) if taken and form.rule is not None else None
+            wishes[origin] = Wish(options, form.price if taken else cheapest)
+    return wishes
+
+
+def _outermost(gm: fx.GraphModule, rule: Rule[Any, Any]) -> list[_Scope]:
+    """Legal matches that lie in no other one."""
+    found: list[_Scope] = []
+    for node in gm.graph.nodes:
+        match = rule.match(node)
+        plan = None if match is None else rule.check(match)
+        if plan is None or isinstance(plan, Refusal):
+            continue
+        nodes = rule.scope(plan)
+        found = [scope for scope in found if scope.match not in nodes]
+        found.append(_Scope(node, _with_activation(nodes)))
+    return found
+
+
+def _with_activation(scope: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    """The scope and the activation behind it: some runtimes compute it together with a sum."""
+    readers = list(scope[-1].users)
+    module = module_of(readers[0]) if len(readers) == 1 else None
+    return (*scope, readers[0]) if module is not None and is_pointwise(module) else scope
+
+
+def _forms(
+    scope: _Scope, rule: Rule[Any, Any], pricer: Pricer, known: dict[str, tuple[list[str], list[Form]]]
+) -> list[Form]:
+    """All forms of a place; places that look alike share them, each with its own names."""
+    as_is = cut_out(scope.nodes)
+    text = signature(as_is)
+    names = [origin_of(node) for node in as_is.graph.nodes]
+    if text not in known:
+        known[text] = names, _all_forms(as_is, scope, rule, pricer)
+    others, forms = known[text]
+    mine = dict(zip(others, names, strict=True))
+    return [replace(form, origins=tuple(mine[origin] for origin in form.origins)) for form in forms]
+
+
+def _all_forms(as_is: fx.GraphModule, scope: _Scope, rule: Rule[Any, Any], pricer: Pricer) -> list[Form]:
+    """The place as it is, then every other way to write it."""
+    outer = origin_of(scope.match)
+
+    def only_inner(node: fx.Node, plan: object, price: Price) -> str | None:
+        return "the outermost one" if origin_of(node) == outer else None
+
+    found: list[Form] = []
+    seen = {signature(as_is)}
+    for variant, veto in product(rule.variants(), (want_all, only_inner)):
+        piece = cut_out(scope.nodes)
+        result = sweep(piece, variant, veto)
+        sweep(piece, FuseConvs())
+        text = signature(piece)
+        if not result.changed or text in seen:
+            continue
+        seen.add(text)
+        origins = tuple(applied.origin for applied in result.applied)
+        found.append(Form(variant, origins, piece, pricer.price(as_is, piece)))
+    base = next((form.price.before for form in found if form.price.measured), pricer.estimate(as_is))
+    return [Form(None, (), as_is, Priced(base, base)), *(replace(f, price=f.price.on(base)) for f in found)]
+
+
+def _seam(before: fx.GraphModule, after: fx.GraphModule, pricer: Pricer) -> float:
+    """What composing the last layer of ``before`` with the first of ``after`` adds in milliseconds: at most 0."""
+    last = outputs_of(before)[0]
+    start = next(node for node in after.graph.nodes if node.op == "placeholder")
+    readers = list(start.users)
+    if not is_linear(last) or len(readers) != 1 or not is_linear(readers[0]):
+        return 0.0
+    joined = joined_layers(last, readers[0])
+    apart = joined_layers(last, readers[0])
+    if not sweep(joined, FuseConvs("always")).changed:
+        return 0.0
+    return min(0.0, -pricer.price(apart, joined).gain)
+
+
+def joined_layers(first: fx.Node, second: fx.Node) -> fx.GraphModule:
+    """A graph of two layers of two graphs, the second reading what the first gives."""
+    graph = fx.Graph()
+    root: dict[str, Any] = {}
+    source = first.all_input_nodes[0]
+    value = graph.placeholder("x")
+    value.meta = dict(source.meta)
+    for index, node in enumerate((first, second)):
+        module = module_of(node)
+        assert module is not None
+        root[f"layer{index}"] = module
+        value = graph.call_module(f"layer{index}", (value,))
+        value.meta = dict(node.meta)
+    graph.output(value)
+    return fx.GraphModule(root, graph)
