@@ -9,6 +9,7 @@
 """
 
 from rmfx.check.plain import to_sequential
+from rmfx.check.precision_gaps import PrecisionGap, PrecisionGaps, precision_gaps
 from rmfx.check.verify import Verification, verify
 from rmfx.convert import apply_plan, convert, explain, make_plan
 from rmfx.deploy.export import export
@@ -47,6 +48,8 @@ __all__ = [
     "PartialConversionWarning",
     "Plan",
     "PlanError",
+    "PrecisionGap",
+    "PrecisionGaps",
     "Report",
     "RmfxError",
     "RuntimeUnavailableError",
@@ -65,6 +68,7 @@ __all__ = [
     "from_onnx",
     "load",
     "make_plan",
+    "precision_gaps",
     "report",
     "save",
     "to_sequential",

@@ -91,12 +91,12 @@ def run(
     arithmetic: Callable[[], AbstractContextManager[None]] = float32_arithmetic,
 ) -> list[Tensor]:
     """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first."""
-    args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if _floating(x) else x, inputs)
+    args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if is_floating(x) else x, inputs)
     with torch.no_grad(), arithmetic(), default_dtype(dtype):
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
-def _floating(x: Any) -> bool:
+def is_floating(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
@@ -126,6 +126,20 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     if gap != gap or gap == float("inf"):
         return float("inf")
     return gap / scale if scale else float("inf")
+
+
+def largest_error(actual: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest absolute error over all floating outputs, each relative to the largest magnitude of its truth.
+
+    Infinite where a value of either is infinite or NaN, and only there; absolute where all of a truth is zero.
+
+    >>> largest_error([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
+    0.5
+    """
+    pairs = [(a.double(), t.double()) for a, t in zip(actual, truth, strict=True) if is_floating(t) and t.numel()]
+    if not all(x.isfinite().all() for pair in pairs for x in pair):
+        return float("inf")
+    return max((float((a - t).abs().max()) / (float(t.abs().max()) or 1.0) for a, t in pairs), default=0.0)
 
 
 def noise_floor(model: nn.Module, inputs: Inputs, expected: list[Tensor], seed: int) -> float:
