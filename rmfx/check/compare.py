@@ -80,6 +80,8 @@ def _matmul_precision(wanted: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before)
         for matmul, value in zip(matmuls, newer, strict=True):
+            if before == "highest":
+                matmul.fp32_precision = "none"  # as it is where nobody gave either
             if matmul.fp32_precision != value:
                 matmul.fp32_precision = value
 
