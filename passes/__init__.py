@@ -14,6 +14,7 @@ from rmfx.passes.drop_dead_channels import DropDeadChannels
 from rmfx.passes.fold_norm import FoldNorm
 from rmfx.passes.fuse_convs import FuseConvs
 from rmfx.passes.merge_branches import MergeBranches
+from rmfx.passes.merge_siblings import MergeSiblings
 from rmfx.passes.remove_residual import RemoveResidual
 
 
@@ -35,6 +36,7 @@ def planned_passes(removal: RemoveResidual) -> tuple[Rule[Any, Any], ...]:
         FoldNorm(),
         MergeBranches(),
         removal,
+        MergeSiblings(),  # what removal made chains of is no fork any more
         FuseConvs("always"),  # each one is priced: composing may pay at more MACs, or not pay at fewer
     )
 
