@@ -85,6 +85,18 @@ def read_rows(affine: Affine) -> Rows:
     )
 
 
+def columns_read(affine: Affine, rows: Tensor) -> Tensor:
+    """The channels that any of ``rows`` (bool ``[out]``) reads, bool ``[in]``.
+
+    >>> from rmfx.algebra.affine import from_tensors
+    >>> columns_read(from_tensors(torch.eye(3), None, Grid()), torch.tensor([True, False, True])).tolist()
+    [True, False, True]
+    """
+    weight, _ = affine.weights()
+    used = (weight != 0).reshape(affine.groups, affine.out_channels // affine.groups, weight.shape[1], affine.grid.taps)
+    return (used.any(3) & rows.reshape(affine.groups, -1, 1)).any(1).reshape(-1)
+
+
 def is_power_of_two(values: Tensor) -> Tensor:
     """Which values are ``2 ** n`` or ``-2 ** n``: a product with them is never rounded.
 

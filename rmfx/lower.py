@@ -1,0 +1,101 @@
+"""The way back: a plain network's carried channels become shortcuts again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from rmfx import account
+from rmfx.check.verify import verify as verify_models
+from rmfx.collector import uncollected
+from rmfx.errors import RmfxError
+from rmfx.graph.emit import emit
+from rmfx.graph.guard import guard_sizes
+from rmfx.graph.pipeline import run_passes
+from rmfx.graph.restore import restore
+from rmfx.graph.rewriter import want_all
+from rmfx.graph.rule import PassResult
+from rmfx.layout.stack import ROWS
+from rmfx.passes.lower_carried import LowerCarried
+from rmfx.prepare import prepare
+from rmfx.report import attach
+
+
+@uncollected
+def lower(
+    plain: nn.Module,
+    example_inputs: Any = None,
+    *,
+    value_ranges: Mapping[str, Any] | None = None,
+    verify: bool | None = None,
+) -> fx.GraphModule:
+    """Turn carried channels back into shortcuts, where that costs less; the function stays exactly the same.
+
+    The channels are found in the weights alone (:mod:`rmfx.passes.lower_carried`), so the network may have been saved,
+    pruned or read from ONNX since it was converted. Of a pruned one, what is left of a shortcut is restored.
+
+    Args:
+        plain: a network as :func:`rmfx.convert` leaves it, in eval mode; it is left untouched.
+        example_inputs: a tensor or a tuple of positional inputs. Optional: they let costs be counted and the result be
+            verified, at their shapes.
+        value_ranges: what is known of values, as for :func:`rmfx.convert`, where channels are carried by a shift.
+        verify: compare ``plain`` and the result in float64; default: when there are example inputs.
+
+    Returns:
+        A ``GraphModule``, with a :class:`rmfx.report.Report` whose notes name every shortcut.
+
+    Raises:
+        UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
+        VerificationError: when the result differs, which is a bug of rmfx.
+
+    >>> from rmfx import convert
+    >>> from rmfx.models import rmnet26x3_32
+    >>> net, x = rmnet26x3_32().eval(), torch.randn(1, 3, 32, 32)
+    >>> lowered = lower(convert(net, x), x)
+    >>> sum(p.numel() for p in lowered.parameters()) == sum(p.numel() for p in convert(net, x, policy=[]).parameters())
+    True
+    """
+    prepared = prepare(plain, example_inputs, {}, value_ranges=value_ranges)
+    gm, tensors = prepared.gm, prepared.tensors
+    results = _until_settled(gm)
+    report = account.report_of(prepared.before, results, gm, _notes(results))
+    if prepared.entered.sizes:
+        report = replace(report, size_conditions=(prepared.entered.sizes,))
+        guard_sizes(gm, report, prepared.entered.batch)
+    restore(gm)
+    if verify or (verify is None and prepared.args is not None):
+        if prepared.args is None:
+            raise RmfxError("verify=True needs example_inputs")
+        emit(gm, tensors, torch.float64)  # rounded to the model's dtype, weights would hide a small mistake
+        verify_models(prepared.original, gm, prepared.args, quick=True)
+    emit(gm, tensors)
+    gm.recompile()
+    attach(gm, account.with_names(report, gm, prepared.before))
+    for node in gm.graph.nodes:
+        node.meta.pop(ROWS, None)
+    account.clean(gm)
+    return gm
+
+
+def _until_settled(gm: fx.GraphModule) -> tuple[PassResult, ...]:
+    """Sweep until nothing changes: outer runs before the ones they enclose, then those whose outer run stays."""
+    results: list[PassResult] = []
+    for rule in (LowerCarried(), LowerCarried(patient=False)):
+        results += run_passes(gm, (rule,), want_all)
+        while results[-1].changed:
+            results += run_passes(gm, (rule,), want_all)
+    done = tuple(applied for result in results for applied in result.applied)
+    return (PassResult(LowerCarried.name, done, results[-1].refused),)
+
+
+def _notes(results: tuple[PassResult, ...]) -> tuple[str, ...]:
+    return tuple(
+        f"carried channels are a shortcut again in front of {applied.origin}: MACs "
+        f"{applied.price.macs_before:.4g} -> {applied.price.macs_after:.4g}"
+        for result in results
+        for applied in result.applied
+    )
