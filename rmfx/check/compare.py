@@ -49,8 +49,8 @@ def float32_arithmetic(mode: str = "ieee") -> Iterator[None]:
     before when the block ends. An ``autocast`` around the block does not reach into it.
     """
     backends: Any = torch.backends
-    levels = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-    levels += (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    levels = (backends, cudnn, cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
     with ExitStack() as undo:
         undo.enter_context(_matmul_precision("highest" if mode == "ieee" else "high"))
         for level in levels:
@@ -65,7 +65,8 @@ def float32_arithmetic(mode: str = "ieee") -> Iterator[None]:
 @contextmanager
 def _matmul_precision(wanted: str) -> Iterator[None]:
     """The older setting of matrix products, which ``torch.compile`` reads and which must not contradict the newer."""
-    matmuls: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends: Any = torch.backends
+    matmuls = (backends.cuda.matmul, backends.mkldnn.matmul)
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the user's own settings contradict each other: torch lets nobody read this one

@@ -153,7 +153,7 @@ def _gap(original: nn.Module, plain: nn.Module, inputs: Inputs, chosen: Precisio
             return PrecisionGap(chosen.name, chosen.simulated, reason=reason)
         errors.append(largest_error(outputs, truth))
     layers = layer_gaps(original, plain, rounded, chosen) if per_layer else ()
-    return PrecisionGap(chosen.name, chosen.simulated, *errors, layers=layers)
+    return PrecisionGap(chosen.name, chosen.simulated, errors[0], errors[1], layers=layers)
 
 
 def _first_line(problem: Exception) -> str:

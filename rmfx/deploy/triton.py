@@ -28,7 +28,7 @@ from rmfx.errors import ExportError
 from rmfx.files.atomic import replacing
 
 _CONFIG, _FILE = "config.pbtxt", "model.onnx"
-_TYPES = {  # what Triton's onnxruntime backend takes; bfloat16 is not among them
+_TYPES: dict[int, str] = {  # what Triton's onnxruntime backend takes; bfloat16 is not among them
     TensorProto.FLOAT: "TYPE_FP32",
     TensorProto.DOUBLE: "TYPE_FP64",
     TensorProto.FLOAT16: "TYPE_FP16",
