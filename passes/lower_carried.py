@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from rmfx.algebra.affine import Affine
 from rmfx.graph.facts import shape_of

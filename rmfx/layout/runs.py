@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from rmfx.algebra.affine import Affine, Weights, compose, dirac, rounded
 from rmfx.algebra.bounds import Bounds
 from rmfx.algebra.grid import Grid
-from rmfx.algebra.narrow import gather
+from rmfx.algebra.narrow import cheapest, gather
 from rmfx.algebra.rows import columns_read
+from rmfx.errors import InexactError
 from rmfx.layout.signals import Signals, advance, signals_of
 from rmfx.layout.stack import Step, layer_map, stages_behind, steps_before
 
@@ -22,11 +23,13 @@ class Run:
     """Channels that enter a stack at its first layer and are merged by the layer behind its last one.
 
     Attributes:
-        steps: of the stack; every layer but the first one carries the channels.
+        steps: of the stack.
         last: the layer that merges them.
         ends: the signals in front of ``last``.
-        starts: the same signals behind the first layer.
-        gain: what they were multiplied by on the way.
+        starts: the same signals behind the layer that makes them; the layers behind that one carry them.
+        gain: what they were multiplied by since.
+        inner: the run that is merged by the layer that makes them, where that is not the first: a projection that
+            stands in the middle of the stack.
     """
 
     steps: tuple[Step, ...]
@@ -34,6 +37,7 @@ class Run:
     ends: Signals
     starts: Signals
     gain: Tensor
+    inner: Run | None = None
 
     @property
     def channels(self) -> Tensor:
@@ -42,28 +46,16 @@ class Run:
 
     @property
     def entry(self) -> Affine:
-        """The map from the input of the first layer to the signals, at the positions in front of ``last``."""
-        first = self.steps[0].affine
-        stride = [1] * first.grid.dims
-        for step in self.steps[1:]:
+        """The map from the input of the first layer to the signals, at the positions in front of ``last``.
+
+        Raises:
+            InexactError: where it goes through two layers that both pad.
+        """
+        at = 0 if self.inner is None else len(self.inner.steps)
+        rows = _rows(self.steps[at].affine if self.inner is None else self.inner.whole, self.starts)
+        stride = [1] * rows.grid.dims
+        for step in self.steps[at + 1 :]:
             stride = [a * b for a, b in zip(stride, step.affine.grid.stride, strict=True)]
-        starts, everything = self.starts, torch.arange(first.in_channels)
-
-        def compute() -> Weights:
-            weight, bias = first.weights()
-            rows = gather(weight, first.groups, starts.first, everything)
-            offset = None if bias is None else bias[starts.first]
-            if bool(starts.kept.any()):  # halves: their difference is the value
-                factor = torch.where(starts.kept, starts.split, 1.0)
-                second = torch.where(starts.kept, starts.second, 0)
-                other = gather(weight, first.groups, second, everything)
-                other = torch.where(_along_rows(starts.kept, other), other, 0.0)
-                rows = (rows - other) / _along_rows(factor, rows)
-                if bias is not None and offset is not None:
-                    offset = (offset - torch.where(starts.kept, bias[second], 0.0)) / factor
-            return rows, offset
-
-        rows = replace(first, out_channels=len(starts.first), groups=1, compute=rounded(compute), stored=None)
         return compose(dirac(rows.out_channels, Grid.sampling(stride)), rows) if set(stride) - {1} else rows
 
     @property
@@ -74,14 +66,36 @@ class Run:
         def compute() -> Weights:
             weight, _ = last.weights()
             columns = gather(weight, last.groups, torch.arange(last.out_channels), ends.first)
-            factor = ends.split * gain
-            return columns * factor.reshape(1, -1, *[1] * last.grid.dims), None
+            return columns * (ends.split * gain).reshape(1, -1, *[1] * last.grid.dims), None
 
-        return replace(last, in_channels=len(gain), groups=1, has_bias=False, compute=rounded(compute), stored=None)
+        narrow = replace(last, in_channels=len(gain), groups=1, compute=rounded(compute), stored=None)
+        return replace(narrow, has_bias=False)
+
+    @property
+    def whole(self) -> Affine:
+        """What ``last`` makes of the signals, with its bias, as a map of the input of the first layer."""
+        last, merged = layer_map(self.last), cheapest(self.exit)
+
+        def compute() -> Weights:
+            return merged.weights()[0], last.weights()[1]
+
+        return compose(replace(merged, has_bias=last.has_bias, compute=rounded(compute)), cheapest(self.entry))
 
 
-def _along_rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+def _rows(affine: Affine, signals: Signals) -> Affine:
+    """The map to ``signals``: to one channel each, or to half the difference of two."""
+
+    def compute() -> Weights:
+        weight, bias = affine.weights()
+        kept = signals.kept
+        second, factor = torch.where(kept, signals.second, 0), torch.where(kept, signals.split, 1.0)
+        everything = torch.arange(affine.in_channels)
+        rows, others = (gather(weight, affine.groups, index, everything) for index in (signals.first, second))
+        along = (-1, *[1] * (rows.dim() - 1))
+        rows = (rows - others * kept.reshape(along)) / factor.reshape(along)
+        return rows, None if bias is None else (bias[signals.first] - bias[second] * kept) / factor
+
+    return replace(affine, out_channels=len(signals.first), groups=1, compute=rounded(compute), stored=None)
 
 
 def find_runs(last: fx.Node, patient: bool) -> tuple[Run, ...]:
@@ -95,46 +109,83 @@ def find_runs(last: fx.Node, patient: bool) -> tuple[Run, ...]:
     if not steps:
         return ()
     levels, bounds = signals_of(steps)
-    top = levels[-1]
-    if not len(top.first) or (patient and _goes_on(last, top, bounds)):
+    if patient and _goes_on(last, levels[-1], bounds):
         return ()
-    merged, feeds_one = _merged(last, top)
+    return _runs(steps, levels, last, torch.ones(layer_map(last).out_channels, dtype=torch.bool))
+
+
+def _runs(steps: Sequence[Step], levels: Sequence[Signals], last: fx.Node, rows: Tensor) -> tuple[Run, ...]:
+    """The runs that the output channels ``rows`` of ``last`` merge."""
+    top = levels[-1]
+    merged, feeds_one = _merged(last, top, rows)
     level, signal, gain = _anchors(steps, levels, merged)
     groups: dict[tuple[int, bool], list[int]] = {}
     for index, (at, which) in enumerate(zip(level.tolist(), signal.tolist(), strict=True)):
-        rows, found = steps[at].rows, levels[at]
+        read, found = steps[at].rows, levels[at]
         row, kept = int(found.first[which]), bool(found.kept[which])
-        tap = not kept and int(rows.column[row]) >= 0 and int(rows.partner[row]) < 0
-        if at < len(steps) - 1 or tap or bool(feeds_one[index]) or (bool(rows.alone[row]) and not kept):
+        tap = not kept and int(read.column[row]) >= 0 and int(read.partner[row]) < 0
+        if at < len(steps) - 1 or tap or bool(feeds_one[index]) or (bool(read.alone[row]) and not kept):
             groups.setdefault((at, tap), []).append(index)
     runs = []
-    for (at, _), members in sorted(groups.items()):
+    for (at, tap), members in sorted(groups.items()):
         index = torch.tensor(members)
-        starts = _chosen(levels[at], signal[index])
-        runs.append(Run(steps[at:], last, _chosen(top, merged[index]), starts, gain[index]))
-    return tuple(runs)
+        starts = levels[at].chosen(signal[index])
+        run = Run(tuple(steps[at:]), last, top.chosen(merged[index]), starts, gain[index])
+        runs.append(run if tap or not at else _prolonged(run, steps, levels, at))
+    return tuple(sorted(runs, key=lambda run: -len(run.steps)))
 
 
-def _chosen(signals: Signals, index: Tensor) -> Signals:
-    fields = ("first", "second", "split", "kept", "parent", "gain")
-    return Signals(*(getattr(signals, field)[index] for field in fields))
+def _prolonged(run: Run, steps: Sequence[Step], levels: Sequence[Signals], at: int) -> Run:
+    """``run`` from further back, where its first layer makes the signals of what only it reads, and is carried too."""
+    step = steps[at]
+    rows = _marked(run.starts, step.affine.out_channels)
+    read = columns_read(step.affine, rows)
+    others = columns_read(step.affine, ~rows)
+    for stage in steps[at - 1].stages:
+        others = others | stage.gate.read if stage.gate is not None else others
+    if bool((read & (others | ~_marked(levels[at - 1], step.affine.in_channels))).any()):
+        return run
+    inner = _runs(steps[:at], levels[:at], step.layer, rows)
+    if len(inner) != 1 or not torch.equal(_marked(inner[0].ends, len(read)), read):
+        return run
+    longer = replace(run, steps=(*inner[0].steps, *run.steps), inner=inner[0])
+    return longer if _is_exact(longer) else run
+
+
+def _is_exact(run: Run) -> bool:
+    try:
+        return run.entry is not None
+    except InexactError:  # two layers that pad, one behind the other
+        return False
+
+
+def _marked(signals: Signals, channels: int) -> Tensor:
+    """The channels that hold ``signals``, bool ``[channels]``."""
+    first, second = signals.at(channels)
+    return (first >= 0) | (second >= 0)
 
 
 def _goes_on(last: fx.Node, top: Signals, bounds: Bounds) -> bool:
+    """Whether a row of ``last`` that makes a signal again reads signals only."""
     stages = stages_behind(last)
-    if stages is None:
+    if stages is None or not len(top.first):
         return False
-    behind, _ = advance(Step(last, stages), top, bounds)
-    return bool((behind.parent >= 0).any())
-
-
-def _merged(last: fx.Node, top: Signals) -> tuple[Tensor, Tensor]:
-    """The signals that ``last`` reads as such, and which of them one row only reads."""
-    affine = layer_map(last)
+    step = Step(last, stages)
+    behind, _ = advance(step, top, bounds)
+    affine = step.affine
     weight, _ = affine.weights()
-    rows = torch.arange(affine.out_channels)
+    signals = _marked(top, affine.in_channels).reshape(affine.groups, 1, -1)
+    used = (weight != 0).reshape(affine.groups, affine.out_channels // affine.groups, weight.shape[1], -1).any(3)
+    only = (used.any(2) & ~(used & ~signals).any(2)).reshape(-1)
+    return bool((only & _marked(behind, affine.out_channels)).any())
+
+
+def _merged(last: fx.Node, top: Signals, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The signals that ``rows`` of ``last`` read as such, and which of them one row only reads."""
+    affine, index = layer_map(last), rows.nonzero().flatten()
+    weight, _ = affine.weights()
     first, second = (
-        gather(weight, affine.groups, rows, channels.clamp(min=0)).reshape(len(rows), len(channels), -1)
+        gather(weight, affine.groups, index, channels.clamp(min=0)).reshape(len(index), len(channels), affine.grid.taps)
         for channels in (top.first, top.second)
     )
     alike = (first == -second).all(2).all(0) | (top.second < 0)
@@ -154,11 +205,7 @@ def _anchors(steps: Sequence[Step], levels: Sequence[Signals], merged: Tensor) -
         found, step, earlier = levels[level], steps[level], levels[level - 1]
         if not len(earlier.first) or not bool(moving.any()):
             break
-        others = torch.ones(step.affine.out_channels, dtype=torch.bool)
-        for channels in (found.first, found.second):
-            mine = channels[signal[moving]]
-            others[mine[mine >= 0]] = False
-        read = columns_read(step.affine, others)
+        read = columns_read(step.affine, ~_marked(found.chosen(signal[moving]), step.affine.out_channels))
         for stage in steps[level - 1].stages:
             read = read | stage.gate.read if stage.gate is not None else read
         here = torch.where(moving, signal, 0)

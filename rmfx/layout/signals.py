@@ -44,6 +44,11 @@ class Signals:
     parent: Tensor
     gain: Tensor
 
+    def chosen(self, index: Tensor) -> Signals:
+        """Those at ``index``."""
+        fields = (self.first, self.second, self.split, self.kept, self.parent, self.gain)
+        return Signals(*(field[index] for field in fields))
+
     def at(self, channels: int) -> tuple[Tensor, Tensor]:
         """For every channel the signal that it holds, and the one of which it is the second half; -1 for none."""
         first, second = (torch.full((channels,), NONE) for _ in range(2))

@@ -98,7 +98,10 @@ def is_layer(node: fx.Node) -> bool:
 
 
 def steps_before(last: fx.Node) -> tuple[Step, ...]:
-    """The steps in front of the layer ``last``, back to the latest one that no channel can be carried through."""
+    """The steps in front of the layer ``last``, back to the latest two that no channel is carried through.
+
+    One alone may be a projection of what is carried up to it.
+    """
     steps: list[Step] = []
     stages: list[Stage] = []
     dims = dims_of(last)
@@ -111,7 +114,7 @@ def steps_before(last: fx.Node) -> tuple[Step, ...]:
             node, readers = stage.source, set(stage.inside)
         elif is_layer(node) and dims_of(node) == dims:
             steps.insert(0, Step(node, tuple(stages)))
-            if not steps[0].rows.carrying:
+            if not any(step.rows.carrying for step in steps[:2]) and len(steps) > 1:
                 break
             stages, readers = [], {node}
             node = node.all_input_nodes[0]
