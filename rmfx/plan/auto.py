@@ -28,7 +28,8 @@ from rmfx.plan.value import Plan
 from rmfx.prepare import Prepared, prepare
 from rmfx.rewrite import removal_of, rewrite
 
-_TRIAL_SECONDS = 3.0  # for one pair of networks
+_TRIAL_SECONDS = 3.0  # for one pair of networks, at most
+_TRIAL_SHARE = 0.1  # of the time for measuring
 _TRIAL_PAIRS = 30
 
 
@@ -75,13 +76,14 @@ def _tried(
 ) -> Plan:
     """The fastest of the plan's alternatives, or to do nothing."""
     original = runner(copy.deepcopy(prepared.original), inputs, plan.target)
+    seconds = min(_TRIAL_SECONDS, _TRIAL_SHARE * options.seconds)
     found: list[tuple[float, Comparison, Plan]] = []
     for label, candidate in _alternatives(plan):
         if on_step is not None:
             on_step(f"the whole network, {label}")
         network = rewrite(copy.deepcopy(prepared.original), inputs, {}, replace(options, policy=candidate), False)
         call = runner(network, inputs, plan.target)
-        comparison = compare(label, original, call, pairs=_TRIAL_PAIRS, seconds=_TRIAL_SECONDS)
+        comparison = compare(label, original, call, pairs=_TRIAL_PAIRS, seconds=seconds)
         found.append((comparison.ratio, comparison, candidate))
     _, best, chosen = min(found, key=lambda item: item[0])
     notes = tuple(f"whole network: {comparison}" for _, comparison, _ in found)

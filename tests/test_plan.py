@@ -1,0 +1,204 @@
+"""Plans: priced, deterministic, saved, followed again, and never another function."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import assert_equivalent
+from torch import Tensor, nn
+
+import rmfx
+from rmfx import models
+from rmfx.errors import PlanError, RmfxError
+from rmfx.graph.cost import network_macs
+from rmfx.hostile import randomise
+from rmfx.measure.target import RUNTIMES, Target
+from rmfx.modules import ChannelsLast
+from rmfx.plan.cache import Pair, PriceCache
+from rmfx.plan.roofline import cost
+from rmfx.plan.value import Choice, Plan
+from rmfx.prepare import prepare
+
+IMAGE = (2, 3, 17, 15)
+
+
+def resnet(seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A small ResNet in float64 with hostile statistics, and an input."""
+    torch.manual_seed(seed)
+    x = 8 * torch.randn(*IMAGE, dtype=torch.float64)
+    return randomise(models.resnet20().double().eval(), x / 8, seed), x
+
+
+def shaped() -> tuple[nn.Module, Tensor]:
+    """The network whose seams pay, and an input."""
+    torch.manual_seed(0)
+    x = 8 * torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    return randomise(models.mobilenet_v1_shaped(width_multiple=0.25).double().eval(), x / 8, 0), x
+
+
+def removing_all(model: nn.Module, x: Tensor, **more: object) -> Plan:
+    """A plan that removes every sum."""
+    entries = rmfx.explain(model, x).entries
+    choices = tuple(Choice("remove_residual", entry.node, entry.place, True) for entry in entries)
+    return Plan(Target(), (tuple(x.shape),), choices, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("make", [resnet, shaped])
+def test_a_planned_network_computes_the_same(runtime: str, make: object) -> None:
+    model, x = make()  # type: ignore[operator]
+    before = copy.deepcopy(model.state_dict())
+    planned = rmfx.convert(model, x, policy="auto", target=runtime, measure=False)
+    kept = x.clone()
+    assert_equivalent(model, planned, x)
+    assert_equivalent(model, planned, x)  # what is written in place is not what is kept
+    assert torch.equal(x, kept)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_planning_is_deterministic() -> None:
+    model, x = resnet()
+    first, second = (rmfx.make_plan(model, x, measure=False) for _ in range(2))
+    assert first == second and first.choices
+
+
+def test_dear_sums_stay_and_seams_pay() -> None:
+    model, x = resnet()
+    assert rmfx.make_plan(model, x, target="onnxruntime", measure=False).count("remove_residual") == 0
+    torch.manual_seed(0)
+    network, images = models.mobilenet_v1_shaped().eval(), torch.randn(8, 3, 32, 32)
+    plan = rmfx.make_plan(network, images, target="eager", measure=False)
+    assert plan.count("remove_residual") > 3 and plan.count("fuse_convs") > 3
+
+
+def test_a_plan_survives_a_file(tmp_path: Path) -> None:
+    model, x = resnet()
+    plan = rmfx.make_plan(model, x, measure=False)
+    assert Plan.load(plan.save(tmp_path / "plan.json")) == plan
+    assert "remove_residual" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "no plan"), ("[]", "no plan"), ('{"version": 99}', "another version"), ('{"version": 1}', "no plan")],
+)
+def test_what_is_no_plan_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=reason):
+        Plan.from_json(text)
+    with pytest.raises(PlanError, match="cannot read"):
+        Plan.load(tmp_path / "missing.json")
+
+
+def test_a_plan_fits_another_checkpoint() -> None:
+    (model, x), (other, _) = resnet(), resnet(1)
+    plan = removing_all(model, x)
+    plain = rmfx.apply_plan(plan, other, x)
+    assert rmfx.report(plain).count("removed") == 9
+    assert_equivalent(other, plain, x)
+
+
+def test_a_plan_names_what_it_cannot_do() -> None:
+    model, x = resnet()
+    plan = removing_all(model, x)
+    missing = replace(plan.choices[0], node="add_99")
+    with pytest.raises(PlanError, match=r"add_99 \(remove_residual\): the model has no such place"):
+        rmfx.apply_plan(replace(plan, choices=(missing,)), model, x)
+    shifted = replace(plan.choices[0], variant={"carrier": "direct"})
+    signed = models.mobilenet_v1_shaped(width_multiple=0.25).double().eval()  # ReLU acts on what is carried
+    signed_plan = removing_all(signed, x)
+    choices = tuple(replace(choice, variant=shifted.variant) for choice in signed_plan.choices)
+    with pytest.raises(PlanError, match="cannot be followed at"):
+        rmfx.apply_plan(replace(signed_plan, choices=choices), signed, x)
+    unknown = replace(plan.choices[0], variant={"colour": "red"})
+    with pytest.raises(PlanError, match="options it does not have, at add"):
+        rmfx.apply_plan(replace(plan, choices=(unknown,)), model, x)
+
+
+def test_to_do_nothing_is_a_plan() -> None:
+    model, x = resnet()
+    same = rmfx.apply_plan(Plan(Target(), original=True), model, x)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in same.modules())
+    assert_equivalent(model, same, x)
+
+
+def test_layouts_are_finished_exactly(tmp_path: Path) -> None:
+    model, x = resnet()
+    plan = removing_all(model, x, channels_last=True, in_place=True)
+    finished = rmfx.apply_plan(plan, model, x)
+    convs = [layer for layer in finished.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)]
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+    assert any(isinstance(layer, ChannelsLast) for layer in finished.modules())
+    assert any(getattr(layer, "inplace", False) for layer in finished.modules())
+    assert_equivalent(model, finished, x)
+    again = rmfx.load(rmfx.save(finished, tmp_path / "net.rmfx"))
+    assert torch.equal(again(x), finished(x))
+    assert not any(isinstance(layer, ChannelsLast) for layer in rmfx.convert(finished, x).modules())
+
+
+def test_sums_write_in_place_only_over_what_nobody_reads() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.conv(x)
+            return (y + x).relu(), y
+
+    model, x = Twice().double().eval(), torch.randn(*IMAGE, dtype=torch.float64)
+    finished = rmfx.apply_plan(Plan(Target(), in_place=True), model, x)
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(finished(x), model(x), strict=True))
+
+
+def test_costs_count_what_layers_do() -> None:
+    model, x = resnet()
+    model = rmfx.convert(model, x, policy=[])  # sums behind convolutions, as runtimes fuse them
+    gm = prepare(model, x, {}).gm
+    eager, fused = (cost(gm.graph.nodes, Target(runtime)) for runtime in ("eager", "onnxruntime"))
+    macs = network_macs(gm)
+    assert macs is not None and eager.macs == fused.macs == len(x) * macs
+    assert eager.kernels > fused.kernels + 15 and eager.activation_bytes > fused.activation_bytes
+    assert eager.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_measured_prices_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = models.mobilenet_v1_shaped(width_multiple=0.25).eval(), torch.randn(2, 3, 32, 32)
+    first: list[str] = []
+    plan = rmfx.make_plan(model, x, measure=5, cache=tmp_path, on_step=first.append)
+    assert any(choice.measured for choice in plan.choices) and any("whole network" in step for step in first)
+    assert any("whole network" in note for note in plan.notes)
+    second: list[str] = []
+    rmfx.make_plan(model, x, measure=5, cache=tmp_path, on_step=second.append)
+    assert all("whole network" in step for step in second), "places were measured again"
+    wide = 8 * x.double()
+    assert_equivalent(model.double(), rmfx.apply_plan(plan, model, wide), wide)
+
+
+def test_a_damaged_price_is_measured_again(tmp_path: Path) -> None:
+    cache, pair = PriceCache(tmp_path), Pair(1.0, 0.5, 0.4, 0.6)
+    cache.put(("a",), pair)
+    assert PriceCache(tmp_path).get(("a",)) == pair and PriceCache(tmp_path).get(("b",)) is None
+    for file in tmp_path.iterdir():
+        file.write_text("{")
+    assert PriceCache(tmp_path).get(("a",)) is None
+    with pytest.raises(PlanError, match="cannot keep measured prices"):
+        PriceCache(next(tmp_path.iterdir()) / "below").put(("a",), pair)
+
+
+def test_bad_requests_say_what_to_do() -> None:
+    model, x = resnet()
+    with pytest.raises(PlanError, match="needs example_inputs"):
+        rmfx.convert(model, policy="auto")
+    with pytest.raises(RmfxError, match="unknown runtime 'tvm': choose one of eager, inductor, onnxruntime"):
+        rmfx.convert(model, x, policy="auto", target="tvm")
+    with pytest.raises(RmfxError, match="unknown device 'tpu'"):
+        rmfx.make_plan(model, x, target="eager:tpu")
+    with pytest.raises(RmfxError, match="keep_bn=True is for training"):
+        rmfx.convert(model, x, policy="auto", keep_bn=True)
+    with pytest.raises(RmfxError, match="measure must be"):
+        rmfx.convert(model, x, policy="auto", measure=-1)
