@@ -19,7 +19,7 @@ from rmfx.graph.pipeline import run_passes
 from rmfx.graph.restore import restore
 from rmfx.graph.rewriter import want_all
 from rmfx.graph.rule import PassResult
-from rmfx.layout.stack import ROWS
+from rmfx.layout.stack import NEGATIONS, ROWS
 from rmfx.passes.lower_carried import LowerCarried
 from rmfx.prepare import prepare
 from rmfx.report import attach
@@ -76,7 +76,8 @@ def lower(
     gm.recompile()
     attach(gm, account.with_names(report, gm, prepared.before))
     for node in gm.graph.nodes:
-        node.meta.pop(ROWS, None)
+        for fact in (ROWS, NEGATIONS):
+            node.meta.pop(fact, None)
     account.clean(gm)
     return gm
 

@@ -39,25 +39,33 @@ def part(affine: Affine, rows: Tensor, columns: Tensor) -> Affine:
     """
     if len(rows) == affine.out_channels and len(columns) == affine.in_channels:
         return affine
+    groups = _groups_left(affine, rows, columns)
 
-    def dense() -> Weights:
+    def compute() -> Weights:
         weight, bias = affine.weights()
-        return gather(weight, affine.groups, rows, columns), None if bias is None else bias[rows]
+        if groups == 1:
+            weight = gather(weight, affine.groups, rows, columns)
+        else:
+            width = weight.shape[1]
+            own = (columns % width).reshape(groups, 1, -1).expand(groups, len(rows) // groups, -1).flatten(0, 1)
+            weight = weight[rows[:, None], own]
+        return weight, None if bias is None else bias[rows]
 
-    return cheapest(
-        replace(
-            affine,
-            in_channels=len(columns),
-            out_channels=len(rows),
-            groups=1,
-            compute=rounded(dense),
-            stored=None,
-        )
-    )
+    narrow = replace(affine, in_channels=len(columns), out_channels=len(rows), groups=groups, stored=None)
+    return cheapest(replace(narrow, compute=rounded(compute)))
+
+
+def _groups_left(affine: Affine, rows: Tensor, columns: Tensor) -> int:
+    """How many groups the chosen rows and columns (both in order) make, 1 where they differ in size."""
+    height, width = affine.out_channels // affine.groups, affine.in_channels // affine.groups
+    counts = [torch.bincount(index, minlength=affine.groups) for index in (rows // height, columns // width)]
+    left = (counts[0] > 0) | (counts[1] > 0)
+    equal = all(bool((count[left] == count[left][:1]).all()) and int(count[left][0]) > 0 for count in counts)
+    return int(left.sum()) if equal else 1
 
 
 def cheapest(affine: Affine) -> Affine:
-    """The map with its finest groups, its fewest taps, and without a bias of zeros; ``affine`` has one group.
+    """The map with its finest groups within those it has, its fewest taps, and without a bias of zeros.
 
     >>> from rmfx.algebra.affine import from_tensors
     >>> kernel = torch.zeros(4, 4, 3, 3)
@@ -66,35 +74,36 @@ def cheapest(affine: Affine) -> Affine:
     >>> small.groups, small.grid.kernel, small.has_bias
     (4, (1, 1), False)
     """
-    assert affine.groups == 1
     weight, bias = affine.weights()
-    groups = finest_groups(weight)
+    parts = finest_groups(weight.reshape(affine.groups, -1, *weight.shape[1:]))
     has_bias = bias is not None and bool(bias.any())
     grid, kept = _trimmed(affine.grid, weight)
 
     def compute() -> Weights:
         weight, bias = affine.weights()
         weight = weight[(slice(None), slice(None), *kept)]
-        blocks = weight.reshape(groups, weight.shape[0] // groups, groups, weight.shape[1] // groups, *weight.shape[2:])
-        index = torch.arange(groups)
-        return blocks[index, :, index].flatten(0, 1), bias if has_bias else None
+        shape = (affine.groups, parts, weight.shape[0] // affine.groups // parts, parts, weight.shape[1] // parts)
+        index = torch.arange(parts)
+        blocks = weight.reshape(*shape, *weight.shape[2:])[:, index, :, index]  # [part, group, ...]
+        return blocks.transpose(0, 1).flatten(0, 2), bias if has_bias else None
 
+    groups = affine.groups * parts
     return replace(affine, groups=groups, grid=grid, has_bias=has_bias, compute=rounded(compute), stored=None)
 
 
 def finest_groups(weight: Tensor) -> int:
-    """The largest number of equal groups, in order, outside of which a dense ``weight`` is 0.
+    """The largest number of equal parts, in order, outside of which the blocks ``[groups, out, in, ...]`` are 0.
 
-    >>> finest_groups(torch.eye(6)), finest_groups(torch.ones(2, 2))
+    >>> finest_groups(torch.eye(6)[None]), finest_groups(torch.ones(1, 2, 2))
     (6, 1)
     """
-    used = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
+    used = (weight != 0).reshape(*weight.shape[:3], -1).any(3).any(0)
     out, width = used.shape
     most = gcd(out, width)
-    for groups in (g for g in range(most, 1, -1) if most % g == 0):
-        blocks = used.reshape(groups, out // groups, groups, width // groups).any(3).any(1)
-        if not bool((blocks & ~torch.eye(groups, dtype=torch.bool)).any()):
-            return groups
+    for parts in (number for number in range(most, 1, -1) if most % number == 0):
+        blocks = used.reshape(parts, out // parts, parts, width // parts).any(3).any(1)
+        if not bool((blocks & ~torch.eye(parts, dtype=torch.bool)).any()):
+            return parts
     return 1
 
 

@@ -106,12 +106,12 @@ def is_power_of_two(values: Tensor) -> Tensor:
     return torch.frexp(values.abs())[0] == 0.5
 
 
-def negated_rows(affine: Affine, among: Tensor) -> list[tuple[int, int]]:
-    """Pairs of rows of which one is the other times -1, weights and bias, among those that ``among`` (``[out]``) marks.
+def negated_rows(affine: Affine) -> list[tuple[int, int]]:
+    """Pairs of rows of which one is the other times -1, weights and bias.
 
     >>> from rmfx.algebra.affine import from_tensors
     >>> conv = from_tensors(torch.tensor([[1.0, 2.0], [0.0, 3.0], [-1.0, -2.0]]), None, Grid())
-    >>> negated_rows(conv, torch.ones(3, dtype=torch.bool))
+    >>> negated_rows(conv)
     [(0, 2)]
     """
     weight, bias = affine.weights()
@@ -123,8 +123,7 @@ def negated_rows(affine: Affine, among: Tensor) -> list[tuple[int, int]]:
     height = affine.out_channels // affine.groups
     waiting: dict[tuple[int, float], list[int]] = {}
     pairs = []
-    for row in among.nonzero().flatten().tolist():
-        key = keys[row]
+    for row, key in enumerate(keys):
         if not key:
             continue
         others = waiting.get((row // height, -key), [])

@@ -48,7 +48,9 @@ def ways_of(run: Run) -> list[tuple[Tensor, ...]]:
 
     Channels that nothing read before need not stay, but may: groups must be equally wide.
     """
-    return [kept for drop in (True, False) if (kept := _kept(run, drop)) is not None]
+    few, many = _kept(run, True), _kept(run, False)
+    same = few is not None and many is not None and all(map(torch.equal, few, many))
+    return [kept for kept in ((few,) if same else (few, many)) if kept is not None]
 
 
 def lower_run(run: Run) -> Lowering | str:

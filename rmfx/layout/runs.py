@@ -182,16 +182,18 @@ def _goes_on(last: fx.Node, top: Signals, bounds: Bounds) -> bool:
 
 def _merged(last: fx.Node, top: Signals, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The signals that ``rows`` of ``last`` read as such, and which of them one row only reads."""
-    affine, index = layer_map(last), rows.nonzero().flatten()
-    weight, _ = affine.weights()
-    first, second = (
-        gather(weight, affine.groups, index, channels.clamp(min=0)).reshape(len(index), len(channels), affine.grid.taps)
-        for channels in (top.first, top.second)
+    affine = layer_map(last)
+    height, width = affine.out_channels // affine.groups, affine.in_channels // affine.groups
+    weight = affine.weights()[0].reshape(affine.groups, height, width, -1) * rows.reshape(affine.groups, -1, 1, 1)
+    columns = weight.transpose(1, 2).flatten(0, 1)  # [channel, row of its group, tap]
+    read = (columns != 0).any(2).sum(1)
+    first, second, pair = top.first, top.second.clamp(min=0), top.second >= 0
+    alike = ~pair
+    alike[pair] = (columns[first[pair]] == -columns[second[pair]]).all(2).all(1) & (
+        (first // width == second // width)[pair]
     )
-    alike = (first == -second).all(2).all(0) | (top.second < 0)
-    read = (first != 0).any(2).sum(0)
-    merged = (alike & (read > 0)).nonzero().flatten()
-    return merged, read[merged] == 1
+    merged = (alike & (read[first] > 0)).nonzero().flatten()
+    return merged, read[first[merged]] == 1
 
 
 def _anchors(steps: Sequence[Step], levels: Sequence[Signals], merged: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.bounds import Bounds, activation_bounds
 from rmfx.algebra.pointwise import EVERYTHING, identity_range, is_pointwise, split_constant
-from rmfx.algebra.rows import Rows, is_power_of_two, negated_rows
+from rmfx.algebra.rows import Rows, is_power_of_two
 from rmfx.graph.bounds import acts_on_channels, bounds_of
 from rmfx.graph.facts import module_of, range_of
 from rmfx.graph.linear import dims_of
-from rmfx.layout.stack import Step
+from rmfx.layout.stack import Step, negations_of
 from rmfx.modules import ChannelClamp, MaskedActivation
 
 NONE = -1
@@ -191,4 +191,6 @@ def _split_pairs(step: Step, among: Tensor) -> tuple[float, list[tuple[int, int]
     """Pairs of rows ``v`` and ``-v`` before an activation with ``phi(t) - phi(-t) = k * t``, and that ``k``."""
     module = module_of(step.stages[0].node) if len(step.stages) == 1 else None
     constant = split_constant(module) if module is not None else None
-    return (1.0, []) if constant is None else (constant, negated_rows(step.affine, among))
+    if constant is None:
+        return 1.0, []
+    return constant, [(p, q) for p, q in negations_of(step.layer) if among[p] and among[q]]

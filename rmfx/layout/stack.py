@@ -9,13 +9,14 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.pointwise import is_pointwise
-from rmfx.algebra.rows import Rows, columns_read, read_rows
+from rmfx.algebra.rows import Rows, columns_read, negated_rows, read_rows
 from rmfx.graph.bounds import acts_on_channels, is_plain_flatten, keeps_channels
 from rmfx.graph.facts import is_product, module_of
 from rmfx.graph.gates import read_gate
 from rmfx.graph.linear import affine_of, dims_of, mixes
 
 ROWS = "weight_rows"  # node.meta: what the rows of a layer read
+NEGATIONS = "negated_rows"  # node.meta: which of them are others times -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,14 @@ def rows_of(layer: fx.Node) -> Rows:
     if ROWS not in layer.meta:
         layer.meta[ROWS] = read_rows(layer_map(layer))
     found: Rows = layer.meta[ROWS]
+    return found
+
+
+def negations_of(layer: fx.Node) -> list[tuple[int, int]]:
+    """Pairs of rows of a layer of which one is the other times -1; looked for once."""
+    if NEGATIONS not in layer.meta:
+        layer.meta[NEGATIONS] = negated_rows(layer_map(layer))
+    found: list[tuple[int, int]] = layer.meta[NEGATIONS]
     return found
 
 
