@@ -189,7 +189,7 @@ def _config(name: str, file: Path, serving: Serving) -> str:
     if serving.on == "gpu":
         option = f'parameters {{ key: "use_tf32" value: "{int(serving.tf32)}" }}'
         accelerator = f'gpu_execution_accelerator [ {{ name: "cuda" {option} }} ]'
-        lines.append(f"optimization {{ execution_accelerators {{ {accelerator} }} }}")
+        lines += ["optimization {", f"  execution_accelerators {{ {accelerator} }}", "}"]
     return "\n".join(lines) + "\n"
 
 
