@@ -13,6 +13,7 @@ from rmfx.graph.rule import Rule
 from rmfx.passes.drop_dead_channels import DropDeadChannels
 from rmfx.passes.fold_norm import FoldNorm
 from rmfx.passes.fuse_convs import FuseConvs
+from rmfx.passes.lower_carried import LowerCarried
 from rmfx.passes.merge_branches import MergeBranches
 from rmfx.passes.merge_siblings import MergeSiblings
 from rmfx.passes.remove_residual import RemoveResidual
@@ -38,6 +39,7 @@ def planned_passes(removal: RemoveResidual) -> tuple[Rule[Any, Any], ...]:
         removal,
         MergeSiblings(),  # what removal made chains of is no fork any more
         FuseConvs("always"),  # each one is priced: composing may pay at more MACs, or not pay at fewer
+        LowerCarried(patient=False, beside=True),  # what is left carried may be cheaper beside the stack
     )
 
 

@@ -35,12 +35,13 @@ import torch
 from torch import fx
 
 from rmfx.algebra.affine import Affine
-from rmfx.graph.facts import shape_of
+from rmfx.algebra.pointwise import Range
+from rmfx.graph.facts import range_of, shape_of
 from rmfx.graph.rule import Price, Refusal, Rule
 from rmfx.layout.lowering import Lowering, lower_run, ways_of
 from rmfx.layout.plainly import Layer
 from rmfx.layout.runs import Run, find_runs
-from rmfx.layout.stack import Gate, Stage, is_layer
+from rmfx.layout.stack import Gate, Stage, is_layer, layer_map
 
 if TYPE_CHECKING:
     from rmfx.graph.editor import Editor
@@ -52,10 +53,13 @@ class LowerCarried(Rule[tuple[Run, ...], Lowering]):
 
     Attributes:
         patient: leave a run alone while one around it may still be lowered.
+        beside: let the shortcut end in a concat in front of ``Ln``, as ``[Ln, M] [h; R x]``, instead of in a sum: so a
+            layer may end one run and begin the next.
     """
 
     name: ClassVar[str] = "lower_carried"
     patient: bool = True
+    beside: bool = False
 
     def match(self, node: fx.Node) -> tuple[Run, ...] | None:
         runs = find_runs(node, self.patient) if is_layer(node) else ()
@@ -64,7 +68,7 @@ class LowerCarried(Rule[tuple[Run, ...], Lowering]):
     def check(self, match: tuple[Run, ...]) -> Lowering | Refusal:
         reason = ""
         for run in match:
-            found = lower_run(run)
+            found = lower_run(run, self.beside)
             if isinstance(found, Lowering):
                 return found
             reason = reason or found
@@ -86,13 +90,19 @@ class LowerCarried(Rule[tuple[Run, ...], Lowering]):
                     branch = _multiply(plan, stage.gate, stage.node, branch, editor)
                 else:
                     branch = _insert(plan.layers[stage.node], stage.node, branch, last, editor)
-        branch = _insert(plan.layers[last], last, branch, last, editor)
+        if not plan.beside:
+            branch = _insert(plan.layers[last], last, branch, last, editor)
         shortcut = source
         for layer in plan.shortcut:
             name = editor.fresh(last.meta.get("place", ""), "shortcut")
             shortcut = _layer(layer, shortcut, last, name, editor)
-        total = _join(operator.add, branch, shortcut, last, last, editor)
+        if plan.beside:
+            joined = _concat(branch, shortcut, last, editor)
+            total = _insert(plan.layers[last], last, joined, last, editor)
+        else:
+            total = _join(operator.add, branch, shortcut, last, last, editor)
         editor.replace(last, total)
+        total.meta["range"] = _sum_range(branch, shortcut)
         moved = {node for step in plan.run.steps for stage in step.stages for node in _moved(stage)}
         editor.erase(node for node in reversed(self.scope(plan)) if node not in moved)
         return total
@@ -131,6 +141,11 @@ def _multiply(plan: Lowering, gate: Gate, product: fx.Node, source: fx.Node, edi
     return _join(operator.mul, source, node, product, last, editor)
 
 
+def _sum_range(first: fx.Node, second: fx.Node) -> Range:
+    (low, high), (other_low, other_high) = range_of(first), range_of(second)
+    return low + other_low, high + other_high
+
+
 def _moved(stage: Stage) -> tuple[fx.Node, ...]:
     """The nodes of a stage that stay what they are."""
     return () if stage.gate is None else (*stage.gate.before, *stage.gate.between, *stage.gate.after)
@@ -151,4 +166,19 @@ def _join(operation: object, first: fx.Node, second: fx.Node, old: fx.Node, befo
     node.meta |= {"made": True, "place": old.meta.get("place", "")}
     if (shape := shape_of(first)) is not None:
         node.meta["shape"] = shape
+    return node
+
+
+def _concat(first: fx.Node, second: fx.Node, last: fx.Node, editor: Editor) -> fx.Node:
+    """Both side by side, in front of the layer that merges them."""
+    dims = layer_map(last).grid.dims
+    axis = 1 if dims else -1
+    with editor.gm.graph.inserting_before(last):
+        node = editor.gm.graph.call_function(torch.cat, ([first, second], axis))
+    node.meta |= {"made": True, "place": last.meta.get("place", "")}
+    shapes = [shape_of(first), shape_of(second)]
+    if shapes[0] is not None and shapes[1] is not None:
+        sizes = list(shapes[0])
+        sizes[axis] += shapes[1][axis]
+        node.meta["shape"] = torch.Size(sizes)
     return node

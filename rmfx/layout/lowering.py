@@ -12,6 +12,7 @@ from rmfx.algebra.affine import Affine, Weights, compose, dense, rounded
 from rmfx.algebra.bounds import Bounds, activation_bounds
 from rmfx.algebra.narrow import cheapest, part
 from rmfx.algebra.rows import columns_read
+from rmfx.algebra.stacking import Block, stack
 from rmfx.errors import InexactError
 from rmfx.graph.cost import positions_of
 from rmfx.graph.facts import module_of
@@ -34,6 +35,7 @@ class Lowering:
         layers: for every node that changes, the layers in its place.
         shortcut: from the input of the run's first layer to the sum behind its last one; none for the input itself.
         price: of the run and of this.
+        beside: whether the shortcut ends in front of the last layer, in a concat, instead of in a sum behind it.
     """
 
     run: Run
@@ -41,6 +43,7 @@ class Lowering:
     layers: Layers
     shortcut: tuple[Layer, ...]
     price: Price
+    beside: bool = False
 
 
 def ways_of(run: Run) -> list[tuple[Tensor, ...]]:
@@ -53,9 +56,9 @@ def ways_of(run: Run) -> list[tuple[Tensor, ...]]:
     return [kept for kept in ((few,) if same else (few, many)) if kept is not None]
 
 
-def lower_run(run: Run) -> Lowering | str:
+def lower_run(run: Run, beside: bool = False) -> Lowering | str:
     """The cheapest way to lower ``run`` (which has any, :func:`ways_of`), or a reason where that would cost more."""
-    found = [lowering for kept in ways_of(run) for lowering in _lowerings(run, kept)]
+    found = [lowering for kept in ways_of(run) for lowering in _lowerings(run, kept, beside)]
     best = min(found, key=lambda lowering: (lowering.price.macs_after, lowering.price.params_after))
     price = best.price
     if (price.macs_after, price.params_after) < (price.macs_before, price.params_before):
@@ -95,7 +98,7 @@ def _zeros(step: Step) -> Tensor:
     return rows.zero & (rows.bias == 0) & (values.low == 0) & (values.high == 0)
 
 
-def _lowerings(run: Run, kept: tuple[Tensor, ...]) -> Iterator[Lowering]:
+def _lowerings(run: Run, kept: tuple[Tensor, ...], beside: bool) -> Iterator[Lowering]:
     trains = any(p.requires_grad for p in _module(run.last).parameters())
     layers: Layers = {}
     columns = torch.arange(run.steps[0].affine.in_channels)
@@ -106,10 +109,23 @@ def _lowerings(run: Run, kept: tuple[Tensor, ...]) -> Iterator[Lowering]:
         columns = rows
     last = layer_map(run.last)
     merged = part(last, torch.arange(last.out_channels), columns)
+    if beside:
+        entry = [(layer, run.steps[-1].layer) for layer in plainly(cheapest(run.entry), trains)]
+        ways = {**layers, run.last: (_side_by_side(merged, run.exit),)}
+        yield Lowering(run, kept, ways, tuple(layer for layer, _ in entry), _price(run, ways, entry), True)
+        return
     for shortcut, offset in _shortcuts(run, trains):
         own = merged if offset is None else _with_bias(merged, offset)
         ways = {**layers, run.last: _simple(own, last, trains)}
         yield Lowering(run, kept, ways, tuple(layer for layer, _ in shortcut), _price(run, ways, shortcut))
+
+
+def _side_by_side(first: Affine, second: Affine) -> Affine:
+    """The sum of both, as one map of their inputs side by side."""
+    rows, width = torch.arange(first.out_channels), first.in_channels
+    columns = torch.arange(width + second.in_channels)
+    blocks = (Block(first, rows, columns[:width]), Block(second, rows, columns[width:]))
+    return stack(blocks, len(columns), len(rows))
 
 
 def _simple(new: Affine, old: Affine, trains: bool) -> tuple[Layer, ...]:

@@ -23,6 +23,7 @@ from rmfx.graph.linear import is_linear
 from rmfx.graph.rewriter import sweep, want_all
 from rmfx.graph.rule import Price, Refusal, Rule
 from rmfx.passes.fuse_convs import FuseConvs
+from rmfx.passes.lower_carried import LowerCarried
 from rmfx.plan.follow import options_of, origin_of
 from rmfx.plan.piece import cut_out, outputs_of, signature
 from rmfx.plan.pricing import Priced, Pricer
@@ -167,9 +168,21 @@ def _all_forms(as_is: fx.GraphModule, scope: _Scope, rule: Rule[Any, Any], price
             continue
         seen.add(text)
         origins = tuple(applied.origin for applied in result.applied)
-        found.append(Form(variant, origins, piece, pricer.price(as_is, piece)))
+        found.append(Form(variant, origins, piece, _cheapest(as_is, piece, pricer)))
     base = next((form.price.before for form in found if form.price.measured), pricer.estimate(as_is))
     return [Form(None, (), as_is, Priced(base, base)), *(replace(f, price=f.price.on(base)) for f in found)]
+
+
+def _cheapest(as_is: fx.GraphModule, piece: fx.GraphModule, pricer: Pricer) -> Priced:
+    """The price of a form, as it is or with what it carries beside it again: its seams may be worth that."""
+    price = pricer.price(as_is, piece)
+    if price.after <= price.before or not is_linear(outputs_of(piece)[0]):
+        return price  # nothing is composed with an activation
+    lowered = cut_out([node for node in piece.graph.nodes if node.op not in ("placeholder", "output")])
+    if not sweep(lowered, LowerCarried(patient=False, beside=True)).changed:
+        return price
+    other = pricer.price(as_is, lowered)
+    return other if other.after < price.after else price
 
 
 def _seam(before: fx.GraphModule, after: fx.GraphModule, pricer: Pricer) -> float:
