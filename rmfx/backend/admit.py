@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from rmfx.backend.settings import Settings
+from rmfx.errors import RmfxError
 from rmfx.front.live import weight_inputs
 from rmfx.report import Report
 
@@ -22,13 +24,33 @@ def by_design(gm: fx.GraphModule) -> str | None:
     return None
 
 
-def obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:
-    """What in ``gm`` a graph over bound weights would get wrong, where there is something.
+def refusal(gm: fx.GraphModule, args: Sequence[Any], settings: Settings) -> str | None:
+    """Why ``gm`` cannot be converted, where it cannot be.
 
     Args:
         gm: a graph of Dynamo.
-        args: what it is called with; sizes that are inputs may be symbols.
+        args: what it is called with, weights with their values; sizes that are inputs may be symbols.
+        settings: how it would be converted.
     """
+    if reason := _obstacle(gm, args):
+        return reason
+    numbers = concrete(args)
+    if numbers is None:
+        return "a size among its inputs is known only when it runs"
+    try:
+        return _size_obstacle(gm, settings.explain(gm, numbers))
+    except RmfxError as error:
+        return str(error)
+
+
+def concrete(args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """``args`` with a number for each symbol, without specialising on it; ``None`` where a symbol has no value yet."""
+    numbers = tuple(value.node.hint if isinstance(value, torch.SymInt) else value for value in args)
+    return None if any(number is None for number in numbers) else numbers
+
+
+def _obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:
+    """What in ``gm`` a graph over bound weights would get wrong."""
     if torch._C._is_any_autocast_enabled():
         return "under torch.autocast it computes in another type than its weights have"
     for index in weight_inputs(gm):
@@ -42,23 +64,16 @@ def obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:
     return _returned_weight(gm)
 
 
-def size_obstacle(gm: fx.GraphModule, report: Report) -> str | None:
-    """Why a conversion that holds at some sizes only does not do for ``gm``, whose sizes may be free."""
-    conditions = {condition for entry in report.entries for condition in entry.size_conditions}
-    first = 1 if not report.size_conditions else 0
-    if not conditions and not report.size_conditions:
-        return None
+def _size_obstacle(gm: fx.GraphModule, report: Report) -> str | None:
+    """A conversion that holds at some sizes only does not do for a graph whose sizes are free."""
+    conditions = sorted({condition for entry in report.entries for condition in entry.size_conditions})
+    conditions = [*report.size_conditions, *conditions]
+    first = 0 if report.size_conditions else 1  # those of entries are of spatial sizes
     for node in gm.graph.nodes:
         value = node.meta.get("example_value") if node.op == "placeholder" else None
-        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape[first:]):
-            return f"sizes of {node.name} are free, and {'; '.join([*report.size_conditions, *sorted(conditions)])}"
+        if conditions and isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape[first:]):
+            return f"sizes of {node.name} are free, and {'; '.join(conditions)}"
     return None
-
-
-def concrete(args: Sequence[Any]) -> tuple[Any, ...] | None:
-    """``args`` with a number for each symbol, without specialising on it; ``None`` where a symbol has no value yet."""
-    numbers = tuple(value.node.hint if isinstance(value, torch.SymInt) else value for value in args)
-    return None if any(number is None for number in numbers) else numbers
 
 
 def _is_plain(value: Any) -> bool:

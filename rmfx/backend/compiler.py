@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import fx
 
-from rmfx.backend.admit import by_design, concrete, obstacle, size_obstacle
+from rmfx.backend.admit import by_design, refusal
 from rmfx.backend.bound import Bound
 from rmfx.backend.settings import Settings
-from rmfx.errors import RmfxError
 
 logger = logging.getLogger("rmfx")
 
@@ -43,22 +42,10 @@ def rmfx(
     if reason := by_design(gm):
         logger.info("rmfx: a graph is left as it is: %s", reason)
         return settings.compile_as_is(gm, example_inputs)
-    if reason := _refusal(gm, example_inputs, settings):
+    if reason := refusal(gm, example_inputs, settings):
         _warn_once(f"rmfx: a graph is left as it is: {reason}")
         return settings.compile_as_is(gm, example_inputs)
     return Bound(gm, settings)
-
-
-def _refusal(gm: fx.GraphModule, example_inputs: list[Any], settings: Settings) -> str | None:
-    if reason := obstacle(gm, example_inputs):
-        return reason
-    args = concrete(example_inputs)
-    if args is None:
-        return "a size among its inputs is known only when it runs"
-    try:
-        return size_obstacle(gm, settings.explain(gm, args))
-    except RmfxError as error:
-        return str(error)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from rmfx.convert import convert, explain
 from rmfx.errors import RmfxError
+from rmfx.front.live import hold_weights
 from rmfx.options import Options
 from rmfx.report import Report
 
@@ -96,11 +97,19 @@ class Settings:
         return compiler(gm, inputs, **({"options": options} if options else {}))
 
     def compile_bound(self, module: nn.Module) -> Callable[..., Any]:
-        """The same of a module whose weights nobody else knows: they are constants to inductor, and need no guards."""
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        if self.inner == "inductor":
-            options["freezing"] = True
-        return torch.compile(module, backend=self.inner, options={**options, **self.inner_options})
+        """The same of a module whose weights nobody else knows: they need no guards, and inductor may freeze them."""
+        freezing = all(
+            tensor.dtype is not torch.float64 for tensor in module.parameters()
+        )  # torch 2.13 cannot pack these
+        frozen = replace(self, inner_options={"freezing": freezing, **self.inner_options})
+
+        def compiler(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            if self.inner == "inductor":
+                return frozen.compile_as_is(hold_weights(gm, inputs), inputs)
+            return self.compile_as_is(gm, inputs)
+
+        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        return torch.compile(module, backend=compiler, options=options)
 
     def compile_live(self, gm: fx.GraphModule) -> Callable[..., Any]:
         """What the inner back end makes of Dynamo's graph outside of Dynamo."""
