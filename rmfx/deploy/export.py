@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from rmfx.deploy import runtime
 from rmfx.deploy.onnx_check import check_file, outputs_of
+from rmfx.deploy.precision import BF16_OPSET, Form, Precision, Rounded, cast, cast_borders, form_of, in_float32
 from rmfx.deploy.signature import Signature, read_signature
 from rmfx.errors import ExportError, UnsupportedModelError
 from rmfx.files.atomic import replacing
@@ -37,6 +40,8 @@ def export(
     opset: int | None = None,
     check: bool = True,
     like: str | os.PathLike[str] | None = None,
+    precision: Precision | None = None,
+    io: Literal["same", "half"] = "same",
 ) -> Path:
     """Write ``converted`` to an ONNX file that onnxruntime was seen to compute rightly.
 
@@ -54,18 +59,25 @@ def export(
         check: run and compare the file. Without it, the file is only validated.
         like: the ONNX file that ``converted`` came from (:func:`rmfx.from_onnx`). Names of inputs and outputs are taken
             over, axis 0 is free where it is free there, and the new file is compared with that one, too.
+        precision: of weights and arithmetic: ``"fp16"``, ``"bf16"`` or ``"fp32"``; ``None`` for that of ``converted``.
+            The file is compared with torch in that precision, and :func:`rmfx.deploy.precision.gap` tells how far it is
+            from ``converted``. onnxruntime has no bfloat16 on the CPU: with ``device="cpu"`` such a file's graph and
+            weights are compared with every bfloat16 made float32.
+        io: ``"same"``: inputs and outputs keep their type, by casts in the file. ``"half"``: they are in ``precision``.
 
     Returns:
         ``path``: one self-contained file; beyond 2 GB the weights lie beside it in ``<name>.data``.
 
     Raises:
         UnsupportedModelError: when ``converted`` is in training mode or no module.
-        ExportError: when the path cannot be written, the network cannot be exported, or the file is invalid or
-            computes something else. No file is left behind, and an old one stays.
+        ExportError: when the path cannot be written, the network cannot be exported, a weight or a value that the
+            example inputs lead to is too large for ``precision``, or the file is invalid or computes something else. No
+            file is left behind, and an old one stays.
         RuntimeUnavailableError: when ``device`` is not active in the installed onnxruntime.
     """
     _demand_eval(converted)
     inputs = _as_tuple(example_inputs)
+    _demand_known(precision, io)
     if check:
         runtime.require(device)
     model = None if like is None else read_signature(like)
@@ -75,14 +87,44 @@ def export(
         batched = [free and dynamic_batch for free in model.batched]
     with replacing(path, ExportError) as scratch:
         _demand_runs(converted, inputs)
+        form = form_of(converted, inputs, precision, io)
+        opset = BF16_OPSET if opset is None and form.dtype is torch.bfloat16 else opset
         with quiet():
-            _write(converted, scratch, inputs, batched, opset, model)
+            _write(form, scratch, batched, opset, model)
         _validate(scratch, batched, opset)
         if check:
-            check_file(scratch, converted, inputs, batched, device)
-            if like is not None:
-                check_file(scratch, from_onnx(like, check=False), inputs, batched, device, Path(like))
+            _check(scratch, form, batched, device)
+        if check and like is not None:
+            _compare_with(like, scratch, form, batched, device)
     return Path(path)
+
+
+def _check(path: Path, form: Form, batched: Sequence[bool], device: str) -> None:
+    """Compare with torch in the same precision."""
+    if form.dtype is not torch.bfloat16 or device != "cpu":
+        check_file(path, form.expected, form.inputs, batched, device, arithmetic=form.dtype)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        runnable = Path(folder) / path.name
+        in_float32(path, runnable)
+        inputs = [cast(value, torch.float32) for value in form.inputs]
+        check_file(runnable, Rounded(form.written, form.dtype), inputs, batched, device, arithmetic=form.dtype)
+
+
+def _compare_with(like: str | os.PathLike[str], path: Path, form: Form, batched: Sequence[bool], device: str) -> None:
+    """Compare with the file that the network came from, in the precision of that."""
+    if form.dtype is None:
+        check_file(path, from_onnx(like, check=False), form.inputs, batched, device, Path(like))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        export(form.original, Path(folder) / path.name, form.inputs, device=device, like=like)
+
+
+def _demand_known(precision: str | None, io: str) -> None:
+    if precision not in (None, *get_args(Precision)):
+        raise ExportError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}, or None")
+    if io not in ("same", "half") or (io == "half" and precision is None):
+        raise ExportError(f"io={io!r} with precision={precision!r}: choose 'same', or 'half' with a precision")
 
 
 def _demand_eval(model: object) -> None:
@@ -119,9 +161,8 @@ def _demand_fits(like: Signature, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _write(
-    model: nn.Module,
+    form: Form,
     path: Path,
-    inputs: tuple[Tensor, ...],
     batched: Sequence[bool],
     opset: int | None,
     like: Signature | None,
@@ -129,19 +170,32 @@ def _write(
     shapes = tuple({0: BATCH} if moving else None for moving in batched) if any(batched) else None
     try:
         program = torch.onnx.export(
-            model, inputs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, optimize=True
+            form.written,
+            form.inside,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            dynamic_shapes=shapes,
+            optimize=not _folds_wrongly(form),
         )
         assert program is not None  # it is None only for the exporter before dynamo
+        if form.outer is not None and form.dtype is not None:
+            cast_borders(program.model.graph, form.dtype, form.outer)
         if like is not None:
             _rename(program.model.graph, like)
         for node in program.model.graph:
             node.metadata_props.pop(_STACK_TRACE, None)  # paths on the machine of whoever exported
-        program.save(path, external_data=_size(model) > SELF_CONTAINED_LIMIT)
+        program.save(path, external_data=_size(form.written) > SELF_CONTAINED_LIMIT)
     except OSError:
         raise  # a full disk is told by the caller
     except Exception as problem:  # torch.onnx wraps what its stages raise in many classes
         advice = "; dynamic_batch=False fixes the batch size of the example inputs" if any(batched) else ""
         raise ExportError(f"torch.onnx cannot export this network: {_root(problem)}{advice}") from problem
+
+
+def _folds_wrongly(form: Form) -> bool:
+    """The exporter folds a norm in bfloat16 into a filter of float32, which no conv in bfloat16 takes."""
+    return form.dtype is torch.bfloat16 and any(isinstance(module, _NormBase) for module in form.written.modules())
 
 
 def _rename(graph: ir.Graph, like: Signature) -> None:

@@ -56,6 +56,7 @@ class Trial:
     inputs: tuple[Tensor, ...]
     expected: tuple[Tensor, ...]
     truth: tuple[Tensor, ...]
+    arithmetic: torch.dtype | None = None
 
     @property
     def noise(self) -> float:
@@ -72,6 +73,7 @@ def check_file(
     batched: Sequence[bool],
     device: str,
     original: Path | None = None,
+    arithmetic: torch.dtype | None = None,
 ) -> None:
     """Run ``path`` with onnxruntime's graph optimiser off and on, and compare with ``module``.
 
@@ -83,12 +85,13 @@ def check_file(
         device: where onnxruntime runs, see :func:`rmfx.deploy.runtime.session`.
         original: the ONNX file that ``module`` was imported from, which then takes the place of torch: ``path`` may not
             be far worse than it.
+        arithmetic: the dtype whose rounding is allowed, where the outputs are cast from another one than their own.
 
     Raises:
         ExportError: naming the trial, the output, the error and what was allowed.
         RuntimeUnavailableError: when ``device`` is not active.
     """
-    sources = _Sources(_runner(_on_cpu(module), original), _in_float64(module))
+    sources = _Sources(_runner(_on_cpu(module), original), _in_float64(module), arithmetic)
     ladders = list(_ladders(sources, tuple(value.detach().cpu() for value in inputs), batched))
     against = "" if original is None else f" against {original.name}"
     for optimise in (False, True):
@@ -129,6 +132,7 @@ class _Sources:
 
     expected: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
     truth: nn.Module
+    arithmetic: torch.dtype | None = None
 
 
 def _runner(module: nn.Module, original: Path | None) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -231,7 +235,7 @@ def _trial(name: str, sources: _Sources, inputs: tuple[Tensor, ...]) -> Trial | 
             "check=False writes the file unchecked"
         ) from problem
     finite = all(bool(value.isfinite().all()) for value in (*expected, *exact))
-    return Trial(name, inputs, expected, exact) if finite else None
+    return Trial(name, inputs, expected, exact, sources.arithmetic) if finite else None
 
 
 def _compare(trial: Trial, result: list[np.ndarray[Any, Any]], how: str) -> None:
@@ -245,7 +249,7 @@ def _compare(trial: Trial, result: list[np.ndarray[Any, Any]], how: str) -> None
         if not expected.is_floating_point():
             _demand_equal(value, expected, where)
             continue
-        _demand_close(value, expected, truth, where)
+        _demand_close(value, expected, truth, trial.arithmetic or expected.dtype, where)
 
 
 def _demand_equal(value: Tensor, expected: Tensor, where: str) -> None:
@@ -253,17 +257,17 @@ def _demand_equal(value: Tensor, expected: Tensor, where: str) -> None:
         raise ExportError(f"{where}: {int((value != expected).sum())} of {value.numel()} numbers differ")
 
 
-def _demand_close(value: Tensor, expected: Tensor, truth: Tensor, where: str) -> None:
+def _demand_close(value: Tensor, expected: Tensor, truth: Tensor, dtype: torch.dtype, where: str) -> None:
     if not value.numel():
         return
     scale, noise = float(truth.abs().max()), float((expected.double() - truth).abs().max())
-    if noise > NOISE_LIMIT[expected.dtype] * scale:
+    if noise > NOISE_LIMIT[dtype] * scale:
         raise ExportError(
             f"{where}: torch itself is off by {noise:.3g} from float64, where the largest output is {scale:.3g}: in "
-            f"{expected.dtype} this network computes noise. check=False writes the file unchecked"
+            f"{dtype} this network computes noise. check=False writes the file unchecked"
         )
     errors = (value.double() - truth).abs()
-    allowed = NOISE_FACTOR * noise + FLOOR[expected.dtype] * scale
+    allowed = NOISE_FACTOR * noise + FLOOR[dtype] * scale
     if bool((errors <= allowed).all()):
         return
     worst = int(errors.nan_to_num(nan=torch.inf).argmax())
