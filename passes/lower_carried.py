@@ -102,7 +102,8 @@ class LowerCarried(Rule[tuple[Run, ...], Lowering]):
         else:
             total = _join(operator.add, branch, shortcut, last, last, editor)
         editor.replace(last, total)
-        total.meta["range"] = _sum_range(branch, shortcut)
+        if not plan.beside:
+            total.meta["range"] = _sum_range(branch, shortcut)
         moved = {node for step in plan.run.steps for stage in step.stages for node in _moved(stage)}
         editor.erase(node for node in reversed(self.scope(plan)) if node not in moved)
         return total
