@@ -3,7 +3,8 @@
 A *place* is an outermost match of the rule with everything between its inputs and outputs, and the activation behind
 it. Its forms are: as it is; each variant of the rule applied to all matches inside; and to the inner ones only. Where
 one place begins with the very tensor another ends with, the last layer of the one and the first of the other may be
-composed. So the forms of a chain of places are chosen together, by dynamic programming over (place, form)::
+composed; so may those of a place and of a layer outside. So the forms of a chain of places are chosen together, by
+dynamic programming over (place, form)::
 
     best(i, f) = price(i, f) + min over g of [ best(i - 1, g) + seam(g, f) ]
 """
@@ -81,16 +82,19 @@ def choose(gm: fx.GraphModule, rule: Rule[Any, Any], pricer: Pricer) -> dict[str
     """
     known: dict[str, tuple[list[str], list[Form]]] = {}
     places = [_Place(scope, _forms(scope, rule, pricer, known)) for scope in _outermost(gm, rule)]
+    starts = {place.scope.start for place in places}
     by_end: dict[fx.Node, int] = {}
     for index, place in enumerate(places):
         before = places[by_end[place.scope.start]] if place.scope.start in by_end else None
         for form in place.forms:
             costs = [0.0]
             if before is not None:
-                pairs = zip(before.best, before.forms, strict=True)
-                costs = [best + _seam(other.piece, form.piece, pricer) for best, other in pairs]
+                tails = [_tail(other.piece) for other in before.forms]
+                seams = [_seam(tail, _head(form.piece), pricer) for tail in tails]
+                costs = [best + seam for best, seam in zip(before.best, seams, strict=True)]
             cheapest = min(range(len(costs)), key=costs.__getitem__)
-            place.best.append(costs[cheapest] + form.price.after)
+            outer = _outer_seams(place.scope, form, before is not None, place.scope.nodes[-1] in starts, pricer)
+            place.best.append(costs[cheapest] + form.price.after + outer)
             place.came_from.append(cheapest)
         by_end[place.scope.nodes[-1]] = index
     return _traced_back(places, by_end)
@@ -185,15 +189,32 @@ def _cheapest(as_is: fx.GraphModule, piece: fx.GraphModule, pricer: Pricer) -> P
     return other if other.after < price.after else price
 
 
-def _seam(before: fx.GraphModule, after: fx.GraphModule, pricer: Pricer) -> float:
-    """What composing the last layer of ``before`` with the first of ``after`` adds in milliseconds: at most 0."""
-    last = outputs_of(before)[0]
-    start = next(node for node in after.graph.nodes if node.op == "placeholder")
-    readers = list(start.users)
-    if not is_linear(last) or len(readers) != 1 or not is_linear(readers[0]):
+def _tail(piece: fx.GraphModule) -> fx.Node:
+    return outputs_of(piece)[0]
+
+
+def _head(piece: fx.GraphModule) -> fx.Node | None:
+    """The only node that reads the first input of a piece."""
+    readers = list(next(node for node in piece.graph.nodes if node.op == "placeholder").users)
+    return readers[0] if len(readers) == 1 else None
+
+
+def _outer_seams(scope: _Scope, form: Form, chained: bool, goes_on: bool, pricer: Pricer) -> float:
+    """What composing with the layers before and behind adds, where these are in no place themselves."""
+    total = 0.0
+    start, readers = scope.start, list(scope.nodes[-1].users)
+    if not chained and start is not None and all(user in scope.nodes for user in start.users):
+        total += _seam(start, _head(form.piece), pricer)
+    if not goes_on and len(readers) == 1:
+        total += _seam(_tail(form.piece), readers[0], pricer)
+    return total
+
+
+def _seam(last: fx.Node, first: fx.Node | None, pricer: Pricer) -> float:
+    """What composing two consecutive layers adds in milliseconds: at most 0."""
+    if first is None or not is_linear(last) or not is_linear(first):
         return 0.0
-    joined = joined_layers(last, readers[0])
-    apart = joined_layers(last, readers[0])
+    joined, apart = joined_layers(last, first), joined_layers(last, first)
     if not sweep(joined, FuseConvs("always")).changed:
         return 0.0
     return min(0.0, -pricer.price(apart, joined).gain)
