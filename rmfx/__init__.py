@@ -13,7 +13,9 @@ from rmfx.check.precision_gaps import PrecisionGap, PrecisionGaps, precision_gap
 from rmfx.check.verify import Verification, verify
 from rmfx.convert import apply_plan, convert, explain, make_plan
 from rmfx.deploy.export import export
+from rmfx.deploy.quantise import Quantised, quantise
 from rmfx.deploy.session import Session
+from rmfx.deploy.triton import Serving, export_triton
 from rmfx.errors import (
     ExportError,
     FileFormatError,
@@ -50,11 +52,13 @@ __all__ = [
     "PlanError",
     "PrecisionGap",
     "PrecisionGaps",
+    "Quantised",
     "Report",
     "RmfxError",
     "RuntimeUnavailableError",
-    "Target",
+    "Serving",
     "Session",
+    "Target",
     "TraceError",
     "UnsupportedModelError",
     "Verification",
@@ -65,10 +69,12 @@ __all__ = [
     "convert",
     "explain",
     "export",
+    "export_triton",
     "from_onnx",
     "load",
     "make_plan",
     "precision_gaps",
+    "quantise",
     "report",
     "save",
     "to_sequential",

@@ -20,12 +20,14 @@ import typer
 
 from rmfx import debug
 from rmfx.cli import console
+from rmfx.cli.bench import bench
 from rmfx.cli.convert import convert
 from rmfx.cli.demo import demo
 from rmfx.cli.doctor import doctor
 from rmfx.cli.explain import explain
 from rmfx.cli.export import export
 from rmfx.cli.finetune import finetune
+from rmfx.cli.quantise import quantise
 from rmfx.cli.train import train
 from rmfx.cli.verify import verify
 from rmfx.errors import ExportError, InexactError, NormalFormError, NotPlainError, RmfxError, VerificationError
@@ -44,7 +46,7 @@ Exit codes: 0 done; 1 the result is wrong or could not be made; 2 the request ca
 """
 
 app = typer.Typer(name="rmfx", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (explain, convert, verify, export, train, finetune, demo, doctor):
+for command in (explain, convert, verify, export, quantise, bench, train, finetune, demo, doctor):
     app.command()(command)
 
 
