@@ -164,7 +164,6 @@ def _planning(job: Job, target: Target, size: int) -> Row:
     converting: Call = lambda: rmfx.convert(model, x)  # noqa: E731
     return {
         "auto": compare("planning", converting, planning, pairs=3).to_dict(),
-        "parameters": network_parameters(model),
     }
 
 

@@ -78,7 +78,7 @@ def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 
 def inherited(owner: ast.ClassDef) -> set[str]:
     """Methods documented by the base classes of ``owner`` in this repository, and by ``nn.Module``."""
-    bases = {ast.unparse(base).rpartition(".")[2].partition("[")[0] for base in owner.bases}
+    bases = {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases}
     methods = {"forward", "extra_repr"}
     for path in SOURCES:
         for node in public(tree_of(path).body):
