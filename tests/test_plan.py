@@ -17,7 +17,9 @@ from rmfx.errors import PlanError, RmfxError
 from rmfx.graph.cost import network_macs
 from rmfx.hostile import randomise
 from rmfx.measure.target import RUNTIMES, Target
+from rmfx.models.mobilenet_v1_shaped import PartialResidual
 from rmfx.modules import ChannelsLast
+from rmfx.plan import auto
 from rmfx.plan.cache import Pair, PriceCache
 from rmfx.plan.roofline import cost
 from rmfx.plan.value import Choice, Plan
@@ -165,18 +167,19 @@ def test_costs_count_what_layers_do() -> None:
     assert eager.parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_measured_prices_are_kept(tmp_path: Path) -> None:
+def test_measured_prices_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_TRIAL_SECONDS", 0.1)
     torch.manual_seed(0)
-    model, x = models.mobilenet_v1_shaped(width_multiple=0.25).eval(), torch.randn(2, 3, 32, 32)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *(PartialResidual(16, 12, 16, 1, 4) for _ in range(2))).eval()
+    x = 8 * torch.randn(2, 3, 16, 16)
     first: list[str] = []
-    plan = rmfx.make_plan(model, x, measure=5, cache=tmp_path, on_step=first.append)
+    plan = rmfx.make_plan(model, x, measure=600, cache=tmp_path, on_step=first.append)
     assert any(choice.measured for choice in plan.choices) and any("whole network" in step for step in first)
     assert any("whole network" in note for note in plan.notes)
     second: list[str] = []
-    rmfx.make_plan(model, x, measure=5, cache=tmp_path, on_step=second.append)
+    rmfx.make_plan(model, x, measure=600, cache=tmp_path, on_step=second.append)
     assert all("whole network" in step for step in second), "places were measured again"
-    wide = 8 * x.double()
-    assert_equivalent(model.double(), rmfx.apply_plan(plan, model, wide), wide)
+    assert_equivalent(model.double(), rmfx.apply_plan(plan, model, x.double()), x.double())
 
 
 def test_a_damaged_price_is_measured_again(tmp_path: Path) -> None:
