@@ -131,15 +131,22 @@ def _layer(layer: Layer, source: fx.Node, before: fx.Node, name: str, editor: Ed
 
 def _multiply(plan: Lowering, gate: Gate, product: fx.Node, source: fx.Node, editor: Editor) -> fx.Node:
     """The product with a narrower gate, whose side path moves in front of the last layer."""
-    last, node = plan.run.last, source
-    for old in (*gate.before, gate.reader, *gate.between, gate.spreader, *gate.after):
-        if old in plan.layers:
-            node = _insert(plan.layers[old], old, node, last, editor)
+    last, (data, factor) = plan.run.last, _operands(product, gate)
+    for old in gate.side:
+        old.replace_input_with(data, source)
+        if old not in plan.layers:
+            last.prepend(old)
+            _resize(old, source, gate)
             continue
-        last.prepend(old)
-        old.replace_input_with(old.all_input_nodes[0], node)
-        node = _resized(old, node, source, gate)
-    return _join(operator.mul, source, node, product, last, editor)
+        new = _insert(plan.layers[old], old, old.all_input_nodes[0], last, editor)
+        factor = new if old is factor else factor
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not product)
+    return _join(operator.mul, source, factor, product, last, editor)
+
+
+def _operands(product: fx.Node, gate: Gate) -> tuple[fx.Node, fx.Node]:
+    first, second = product.all_input_nodes
+    return (second, first) if first in gate.side else (first, second)
 
 
 def _sum_range(first: fx.Node, second: fx.Node) -> Range:
@@ -149,15 +156,14 @@ def _sum_range(first: fx.Node, second: fx.Node) -> Range:
 
 def _moved(stage: Stage) -> tuple[fx.Node, ...]:
     """The nodes of a stage that stay what they are."""
-    return () if stage.gate is None else (*stage.gate.before, *stage.gate.between, *stage.gate.after)
+    return () if stage.gate is None else tuple(node for node in stage.gate.side if node not in stage.gate.layers)
 
 
-def _resized(node: fx.Node, before: fx.Node, source: fx.Node, gate: Gate) -> fx.Node:
+def _resize(node: fx.Node, source: fx.Node, gate: Gate) -> None:
     """Note the channels that a layer of the side path has now."""
     shape, wide = shape_of(node), shape_of(source)
-    if shape is not None and wide is not None and node in (*gate.before, *gate.after):
+    if shape is not None and wide is not None and node in gate.wide:
         node.meta["shape"] = torch.Size([shape[0], wide[1], *shape[2:]])
-    return node
 
 
 def _join(operation: object, first: fx.Node, second: fx.Node, old: fx.Node, before: fx.Node, editor: Editor) -> fx.Node:

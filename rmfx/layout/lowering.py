@@ -74,18 +74,23 @@ def _kept(run: Run, drop: bool) -> tuple[Tensor, ...] | None:
     carried = torch.zeros(last.in_channels, dtype=torch.bool)
     carried[run.channels] = True
     read_before = columns_read(last, torch.ones(last.out_channels, dtype=torch.bool))
-    read = read_before & ~carried
+    read, groups = read_before & ~carried, last.groups
     kept: list[Tensor] = []
     for step in reversed(run.steps):
         for stage in step.stages:
             read = read | stage.gate.read if stage.gate is not None else read
-        stays = read & ~_zeros(step) if drop else read | ~read_before
+        stays = read & ~_zeros(step) if drop else read | (~read_before & _in_group(read, groups))
         if not bool(stays.any()) or (not kept and bool((stays & carried).any())):
             return None  # nothing would be left, or a gate is computed from what is carried
         kept.insert(0, stays.nonzero().flatten())
         read_before = columns_read(step.affine, torch.ones_like(stays))
-        read = columns_read(step.affine, stays)
+        read, groups = columns_read(step.affine, stays), step.affine.groups
     return tuple(kept)
+
+
+def _in_group(marked: Tensor, groups: int) -> Tensor:
+    """The channels that share a group with a marked one."""
+    return marked.reshape(groups, -1).any(1).repeat_interleave(len(marked) // groups)
 
 
 def _zeros(step: Step) -> Tensor:
@@ -105,7 +110,7 @@ def _lowerings(run: Run, kept: tuple[Tensor, ...], beside: bool) -> Iterator[Low
     for step, rows in zip(run.steps, kept, strict=True):
         layers[step.layer] = _simple(part(step.affine, rows, columns), step.affine, trains)
         for stage in step.stages:
-            layers |= _narrow_stage(stage, rows)
+            layers |= _narrow_stage(stage, rows, trains)
         columns = rows
     last = layer_map(run.last)
     merged = part(last, torch.arange(last.out_channels), columns)
@@ -132,14 +137,16 @@ def _simple(new: Affine, old: Affine, trains: bool) -> tuple[Layer, ...]:
     return (new,) if new is old or old.diagonal else plainly(new, trains)
 
 
-def _narrow_stage(stage: Stage, kept: Tensor) -> Layers:
+def _narrow_stage(stage: Stage, kept: Tensor, trains: bool) -> Layers:
     if stage.gate is None:
         return {stage.node: (plainest(narrowed(_module(stage.node), kept)),)}
-    reader, spreader = layer_map(stage.gate.reader), layer_map(stage.gate.spreader)
-    return {
-        stage.gate.reader: (part(reader, torch.arange(reader.out_channels), kept),),
-        stage.gate.spreader: (part(spreader, kept, torch.arange(spreader.in_channels)),),
-    }
+    layers = {}
+    for node in stage.gate.layers:
+        old = layer_map(node)
+        rows, columns = torch.arange(old.out_channels), torch.arange(old.in_channels)
+        new = part(old, kept, columns) if node is stage.gate.spreader else part(old, rows, kept)
+        layers[node] = _simple(new, old, trains)
+    return layers
 
 
 Placed = tuple[Layer, fx.Node]  # a layer, and the node at whose positions it stands
@@ -199,7 +206,7 @@ def _positions(run: Run) -> dict[fx.Node, float]:
             density /= stride
         found[layer] = positions_of(layer, grid.dims) or density
     for stage in (stage for step in run.steps for stage in step.stages):
-        for layer in (stage.gate.reader, stage.gate.spreader) if stage.gate is not None else ():
+        for layer in stage.gate.layers if stage.gate is not None else ():
             found[layer] = positions_of(layer, layer_map(layer).grid.dims) or 0.0
     return found
 

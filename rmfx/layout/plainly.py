@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.grid import Grid
+from rmfx.algebra.narrow import part
+from rmfx.algebra.rows import columns_read
 from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice
 
 Layer = Affine | nn.Module
@@ -27,16 +29,29 @@ def plainly(affine: Affine, trains: bool) -> tuple[Layer, ...]:
     """
     weight, bias = affine.weights()
     if not affine.grid.samples:
-        return (_average(affine, weight) or affine,)
+        return _reading_few(affine, _average(affine, weight))
     axis = 1 if affine.grid.dims else -1
     columns, factors = _one_per_row(affine, weight)
-    if columns is None:
-        return (affine,)
-    moved = _moved(affine, columns, factors, bias, axis, trains)
+    moved = None if columns is None else _moved(affine, columns, factors, bias, axis, trains)
     if moved is None:
-        return (affine,)
+        return _reading_few(affine, None)
     stride = affine.grid.stride
     return moved if affine.unstrided else (_STRIDED[affine.grid.dims - 1](1, stride), *moved)
+
+
+def _reading_few(affine: Affine, pool: nn.Module | None) -> tuple[Layer, ...]:
+    """The map behind a slice of the channels that it reads, where those are side by side."""
+    if pool is not None:
+        return (pool,)
+    read = columns_read(affine, torch.ones(affine.out_channels, dtype=torch.bool)).nonzero().flatten()
+    if not 0 < len(read) < affine.in_channels:
+        return (affine,)
+    first, count = int(read[0]), int(read[-1] - read[0]) + 1
+    columns = torch.arange(first, first + count)
+    few = part(affine, torch.arange(affine.out_channels), columns)
+    if few.macs_per_position >= affine.macs_per_position:
+        return (affine,)
+    return ChannelSlice(first, count, 1 if affine.grid.dims else -1), few
 
 
 def _one_per_row(affine: Affine, weight: Tensor) -> tuple[Tensor | None, Tensor]:

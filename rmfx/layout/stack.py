@@ -38,21 +38,27 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """The side path of a gate: ``source -> pool -> reader -> ... -> spreader -> activation``.
+    """What a gate is computed by: ``source -> pools -> readers -> ... -> spreader -> activation``.
 
     Attributes:
-        before, reader, between, spreader, after: its nodes; ``reader`` and ``spreader`` mix channels.
-        read: which channels of the source the reader reads, bool ``[C]``.
+        side: its nodes, in graph order.
+        readers, spreader: those that mix channels first and last.
+        wide: those that have the channels of the source: the pools, and the activation.
+        read: which channels of the source the readers read, bool ``[C]``.
         ones: on which channels the factor is exactly 1.
     """
 
-    before: tuple[fx.Node, ...]
-    reader: fx.Node
-    between: tuple[fx.Node, ...]
+    side: tuple[fx.Node, ...]
+    readers: tuple[fx.Node, ...]
     spreader: fx.Node
-    after: tuple[fx.Node, ...]
+    wide: tuple[fx.Node, ...]
     read: Tensor
     ones: Tensor
+
+    @property
+    def layers(self) -> tuple[fx.Node, ...]:
+        """The nodes that become narrower."""
+        return *self.readers, self.spreader
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +127,7 @@ def steps_before(last: fx.Node) -> tuple[Step, ...]:
         if stage is not None:
             stages.insert(0, stage)
             node, readers = stage.source, set(stage.inside)
-        elif is_layer(node) and dims_of(node) == dims:
+        elif _is_layer_of(node, dims):
             steps.insert(0, Step(node, tuple(stages)))
             if not any(step.rows.carrying for step in steps[:2]) and len(steps) > 1:
                 break
@@ -141,7 +147,7 @@ def stages_behind(layer: fx.Node) -> tuple[Stage, ...] | None:
         reader = max(node.users)  # of a gate and its product, the product
         stage = stage_of(reader, dims)
         if stage is None or stage.source is not node or not set(node.users) <= set(stage.inside):
-            alone = len(node.users) == 1 and is_layer(reader) and dims_of(reader) == dims
+            alone = len(node.users) == 1 and _is_layer_of(reader, dims)
             return tuple(stages) if alone else None
         stages.append(stage)
         node = reader
@@ -153,46 +159,60 @@ def stage_of(node: fx.Node, dims: int) -> Stage | None:
     module = module_of(node)
     if module is not None and is_pointwise(module) and acts_on_channels(module, dims):
         return Stage(node, node.all_input_nodes[0], (node,))
-    return _gate_stage(node) if dims and is_product(node) else None
+    return _gate_stage(node, dims) if is_product(node) else None
 
 
-def _gate_stage(product: fx.Node) -> Stage | None:
+def _gate_stage(product: fx.Node, dims: int) -> Stage | None:
     path = read_gate(product)
-    if isinstance(path, str) or path.reads != (path.data,) or any(_branches(node) for node in path.side):
+    if isinstance(path, str) or path.factor not in path.side:
         return None
-    side = path.side
-    layers = [node for node in side if is_layer(node)]
-    if len(layers) < 2 or any(module_of(node) is None for node in side):
+    side, after = path.side, ()
+    spreader = path.factor
+    if not is_layer(spreader) and _is_activation(spreader):
+        after, spreader = (spreader,), spreader.all_input_nodes[0]
+    pools, readers = _readers(path.data, set(side), dims)
+    if not _is_layer_of(spreader, dims) or len(spreader.users) != 1 or readers is None or spreader in readers:
         return None
-    first, last = side.index(layers[0]), side.index(layers[-1])
-    before, after = side[:first], side[last + 1 :]
-    if not all(keeps_channels(_module(n)) or is_plain_flatten(n) for n in before) or len(after) > 1:
+    channels = layer_map(spreader).out_channels
+    maps = [layer_map(reader) for reader in readers]
+    if any(each.in_channels != channels for each in maps):
         return None
-    gate = _gate(before, layers[0], side[first + 1 : last], layers[-1], after)
-    return Stage(product, path.data, (*side, product), gate) if gate is not None else None
-
-
-def _branches(node: fx.Node) -> bool:
-    return len(node.users) != 1 or len(node.all_input_nodes) != 1
-
-
-def _gate(
-    before: tuple[fx.Node, ...],
-    reader: fx.Node,
-    between: tuple[fx.Node, ...],
-    spreader: fx.Node,
-    after: tuple[fx.Node, ...],
-) -> Gate | None:
+    read = torch.zeros(channels, dtype=torch.bool)
+    for each in maps:
+        read |= columns_read(each, torch.ones(each.out_channels, dtype=torch.bool))
     activation = _module(after[0]) if after else nn.Identity()
-    if not (is_pointwise(activation) or not after) or activation.state_dict():
-        return None
-    read = layer_map(reader)
-    used = columns_read(read, torch.ones(read.out_channels, dtype=torch.bool))
     rows = rows_of(spreader)
-    ones = rows.zero & (activation(rows.bias) == 1.0)
-    if len(ones) != read.in_channels:
-        return None
-    return Gate(before, reader, between, spreader, after, used, ones)
+    gate = Gate(side, readers, spreader, (*pools, *after), read, rows.zero & (activation(rows.bias) == 1.0))
+    return Stage(product, path.data, (*side, product), gate)
+
+
+def _is_activation(node: fx.Node) -> bool:
+    module = module_of(node)
+    return module is not None and is_pointwise(module) and not module.state_dict() and len(node.users) == 1
+
+
+def _is_layer_of(node: fx.Node, dims: int) -> bool:
+    return is_layer(node) and dims_of(node) == dims
+
+
+def _readers(data: fx.Node, side: set[fx.Node], dims: int) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...] | None]:
+    """The pools and the layers by which a side path reads ``data``; no layers where it does so in another way."""
+    pools: list[fx.Node] = []
+    readers = []
+    for reader in (user for user in data.users if user in side):
+        inside = dims
+        while not is_layer(reader):
+            flattens, module = is_plain_flatten(reader), module_of(reader)
+            keeps = inside > 0 and module is not None and (keeps_channels(module) or flattens)
+            if not keeps or len(reader.users) != 1:
+                return (), None
+            inside = 0 if flattens else inside
+            pools.append(reader)
+            (reader,) = reader.users
+        if dims_of(reader) != inside:
+            return (), None
+        readers.append(reader)
+    return tuple(pools), tuple(readers)
 
 
 def _module(node: fx.Node) -> nn.Module:
