@@ -324,3 +324,17 @@ def test_ctrl_c_leaves_with_130_and_no_file(nets: Path) -> None:
 def test_the_console_script_is_installed() -> None:
     (script,) = (entry for entry in metadata.entry_points(group="console_scripts") if entry.name == "rmfx")
     assert script.load() is cli.main
+
+
+def test_a_plan_is_written_and_followed(rmfx_command: Runner, nets: Path) -> None:
+    made = rmfx_command(
+        "plan", "mine.py:net", "--size", 9, "--target", "onnxruntime", "--measure", "0", "-o", "plan.json", "--json"
+    )
+    assert json.loads(made.out)["plan"]["target"]["runtime"] == "onnxruntime"
+    assert rmfx.Plan.load(nets / "plan.json").choices
+    assert rmfx_command("convert", "mine.py:net", "kept.rmfx", "--size", 9, "--plan", "plan.json").code == 0
+    assert rmfx.report(rmfx.load(nets / "kept.rmfx")).count("removed") == 0
+    assert (
+        rmfx_command("convert", "mine.py:net", "auto.rmfx", "--size", 9, "--policy", "auto", "--measure", "0").code == 0
+    )
+    assert rmfx_command("convert", "mine.py:net", "x.rmfx", "--size", 9, "--plan", "mine.py").code == 2

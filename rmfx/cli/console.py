@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,34 @@ class StepBars:
             if not self._progress.console.is_terminal:
                 note(f"{what} ...")
         self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+class TimeBar:
+    """A progress bar over a budget of seconds; call it with what is being done.
+
+    On a terminal it draws a bar; in a log file it writes one line.
+    """
+
+    def __init__(self, title: str, seconds: float) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._title = title
+        self._task = self._progress.add_task(title, total=seconds or None)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> TimeBar:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        else:
+            note(f"{self._title} ...")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str) -> None:
+        done = time.monotonic() - self._started
+        self._progress.update(self._task, description=f"{self._title}: {escape(what)}", completed=done)
 
 
 def show_report(report: Report) -> None:

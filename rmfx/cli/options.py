@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +10,7 @@ import torch
 import typer
 
 from rmfx.learn.recipe import Precision, Schedule
+from rmfx.measure.target import Target
 
 Carrier = Literal["auto", "direct", "masked", "split", "shift"]
 Downsample = Literal["cheaper", "conv", "input"]
@@ -37,14 +38,23 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def parse_policy(text: str) -> str | list[str]:
-    """Read ``all``, ``none``, or places separated by commas.
+    """Read ``all``, ``auto``, ``none``, or places separated by commas.
 
     >>> parse_policy("layer1.0, layer1.1")
     ['layer1.0', 'layer1.1']
     """
-    if text == "all":
+    if text in ("all", "auto"):
         return text
     return [] if text == "none" else [place.strip() for place in text.split(",") if place.strip()]
+
+
+def parse_target(text: str, threads: int | None) -> Target:
+    """Read ``onnxruntime`` or ``onnxruntime:cuda``.
+
+    >>> parse_target("eager", 1)
+    Target(runtime='eager', device='cpu', threads=1)
+    """
+    return replace(Target.of(text), threads=threads)
 
 
 Model = Annotated[
@@ -77,7 +87,20 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random weight
 
 PolicyOption = Annotated[
     str,
-    typer.Option("--policy", metavar="all|none|PLACES", help="What to remove; places as 'rmfx explain' shows them."),
+    typer.Option("--policy", metavar="all|auto|none|PLACES", help="What to remove; places as in 'rmfx explain'."),
+]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target", metavar="RUNTIME[:DEVICE]", help="eager, inductor or onnxruntime; ':cuda' behind for a GPU."
+    ),
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Of the runtime, on a CPU.")]
+MeasureOption = Annotated[
+    float, typer.Option("--measure", min=0.0, help="Seconds for timing candidates; 0 goes by estimates.")
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE.json", help="Follow this plan of 'rmfx plan'.")
 ]
 CarrierOption = Annotated[Carrier, typer.Option("--carrier", help="How carried channels pass the activations.")]
 DownsampleOption = Annotated[
