@@ -82,8 +82,10 @@ class Pricer:
         return self._known[key]
 
     def _price(self, before: fx.GraphModule, after: fx.GraphModule, key: tuple[str, str]) -> Priced:
-        estimated = Priced(self.estimate(before), self.estimate(after))
-        if not self._budget or estimated.after > _HOPELESS * estimated.before:
+        first, second = cost(before.graph.nodes, self.target), cost(after.graph.nodes, self.target)
+        estimated = Priced(1e3 * first.seconds, 1e3 * second.seconds)
+        hopeless = estimated.after > _HOPELESS * estimated.before
+        if not self._budget or hopeless or second.at_most(first):
             return estimated
         layout = "channels last" if self.channels_last else "contiguous"
         full = (*key, layout, self._place)

@@ -80,6 +80,14 @@ class Cost:
     kernels: int = 0
     seconds: float = 0.0
 
+    def at_most(self, other: Cost) -> bool:
+        """Whether this is no more than ``other`` in every respect: then nothing needs to be measured.
+
+        >>> Cost(macs=1, kernels=1).at_most(Cost(macs=2, kernels=1)), Cost(kernels=2).at_most(Cost(macs=1, kernels=1))
+        (True, False)
+        """
+        return all(getattr(self, name) <= getattr(other, name) for name in self.__dataclass_fields__)
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
