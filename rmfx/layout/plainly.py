@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -103,4 +105,5 @@ def _average(affine: Affine, weight: Tensor) -> nn.Module | None:
     small = all(2 * axis.before <= axis.kernel for axis in grid.axes)
     if not (depthwise and even and small) or not bool((weight == 1 / grid.taps).all()):
         return None
-    return _AVERAGES[grid.dims - 1](grid.kernel, grid.stride, tuple(axis.before for axis in grid.axes))
+    pool: Callable[..., nn.Module] = _AVERAGES[grid.dims - 1]
+    return pool(grid.kernel, grid.stride, tuple(axis.before for axis in grid.axes))

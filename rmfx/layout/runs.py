@@ -128,9 +128,9 @@ def _runs(steps: Sequence[Step], levels: Sequence[Signals], last: fx.Node, rows:
             groups.setdefault((at, tap), []).append(index)
     runs = []
     for (at, tap), members in sorted(groups.items()):
-        index = torch.tensor(members)
-        starts = levels[at].chosen(signal[index])
-        run = Run(tuple(steps[at:]), last, top.chosen(merged[index]), starts, gain[index])
+        among = torch.tensor(members)
+        starts = levels[at].chosen(signal[among])
+        run = Run(tuple(steps[at:]), last, top.chosen(merged[among]), starts, gain[among])
         runs.append(run if tap or not at else _prolonged(run, steps, levels, at))
     return tuple(sorted(runs, key=lambda run: -len(run.steps)))
 

@@ -85,23 +85,20 @@ def advance(step: Step, before: Signals | None, bounds: Bounds) -> tuple[Signals
         direct &= unchanged(module, values)
         values = activation_bounds(module, values)
     kept = _kept_pairs(rows, before, direct, step.affine.in_channels)
-    split, pairs = _split_pairs(step, ~direct)
-    for first, second, _ in kept:
-        direct[[first, second]] = False
-    single = direct.nonzero().flatten()
-    first = torch.cat([single, torch.tensor([*(p for p, _ in pairs), *(p for p, _, _ in kept)], dtype=torch.long)])
-    second = torch.tensor([*[NONE] * len(single), *(q for _, q in pairs), *(q for _, q, _ in kept)], dtype=torch.long)
-    parent, gain = _continued(rows, before, step.affine.in_channels)
-    parent, gain = parent[first], gain[first]
+    constant, split = _split_pairs(step, ~direct)
+    for p, q, _ in kept:
+        direct[[p, q]] = False
+    single = direct.nonzero().flatten().tolist()
+    first = torch.tensor([*single, *(p for p, _ in split), *(p for p, _, _ in kept)], dtype=torch.long)
+    second = torch.tensor([*[NONE] * len(single), *(q for _, q in split), *(q for _, q, _ in kept)], dtype=torch.long)
+    parent, gain = (each[first] for each in _continued(rows, before, step.affine.in_channels))
     factor = torch.ones(len(first), dtype=torch.float64)
-    factor[len(single) :] = split
-    is_kept = torch.zeros(len(first), dtype=torch.bool)
+    factor[len(single) :] = constant
+    pairs = torch.zeros(len(first), dtype=torch.bool)
     if kept and before is not None:
-        carried = torch.tensor([t for _, _, t in kept])
-        parent[-len(kept) :], gain[-len(kept) :] = carried, 1.0
-        factor[-len(kept) :] = before.split[carried]
-        is_kept[-len(kept) :] = True
-    return Signals(first, second, factor, is_kept, parent, gain), values
+        carried, there = torch.tensor([signal for _, _, signal in kept]), slice(len(first) - len(kept), None)
+        parent[there], gain[there], factor[there], pairs[there] = carried, 1.0, before.split[carried], True
+    return Signals(first, second, factor, pairs, parent, gain), values
 
 
 def _ends(values: Bounds) -> tuple[tuple[Tensor, float], ...]:

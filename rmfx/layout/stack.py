@@ -142,7 +142,7 @@ def stages_behind(layer: fx.Node) -> tuple[Stage, ...] | None:
     """The stages between ``layer`` and the next one, or ``None`` where anything else reads any of them."""
     dims = dims_of(layer)
     assert dims is not None
-    node, stages = layer, []
+    node, stages = layer, list[Stage]()
     while node.users:
         reader = max(node.users)  # of a gate and its product, the product
         stage = stage_of(reader, dims)
@@ -166,10 +166,9 @@ def _gate_stage(product: fx.Node, dims: int) -> Stage | None:
     path = read_gate(product)
     if isinstance(path, str) or path.factor not in path.side:
         return None
-    side, after = path.side, ()
-    spreader = path.factor
-    if not is_layer(spreader) and _is_activation(spreader):
-        after, spreader = (spreader,), spreader.all_input_nodes[0]
+    side, spreader = path.side, path.factor
+    after = () if is_layer(spreader) or not _is_activation(spreader) else (spreader,)
+    spreader = spreader.all_input_nodes[0] if after else spreader
     pools, readers = _readers(path.data, set(side), dims)
     if not _is_layer_of(spreader, dims) or len(spreader.users) != 1 or readers is None or spreader in readers:
         return None
