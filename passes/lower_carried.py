@@ -28,6 +28,7 @@ Conditions:
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -166,7 +167,9 @@ def _resize(node: fx.Node, source: fx.Node, gate: Gate) -> None:
         node.meta["shape"] = torch.Size([shape[0], wide[1], *shape[2:]])
 
 
-def _join(operation: object, first: fx.Node, second: fx.Node, old: fx.Node, before: fx.Node, editor: Editor) -> fx.Node:
+def _join(
+    operation: Callable[..., object], first: fx.Node, second: fx.Node, old: fx.Node, before: fx.Node, editor: Editor
+) -> fx.Node:
     """``first`` and ``second`` added or multiplied."""
     with editor.gm.graph.inserting_before(before):
         node = editor.gm.graph.call_function(operation, (first, second))

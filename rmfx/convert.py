@@ -105,7 +105,7 @@ def convert(
     try:
         return _convert(model, example_inputs, example_kwargs or {}, options, verify)
     except TraceError as refused:
-        if not partial or not isinstance(model, nn.Module):
+        if not partial or not isinstance(model, nn.Module) or isinstance(options.policy, Plan):
             raise
         parts = find_parts(model, example_inputs, example_kwargs or {}, refused, options.policy)
         return parts.convert(_part_converter(options, verify), verify)
@@ -158,7 +158,7 @@ def explain(
     try:
         return _explain(model, example_inputs, example_kwargs or {}, options)
     except TraceError as refused:
-        if not partial or not isinstance(model, nn.Module):
+        if not partial or not isinstance(model, nn.Module) or isinstance(options.policy, Plan):
             raise
         parts = find_parts(model, example_inputs, example_kwargs or {}, refused, options.policy)
         return parts.explain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from front import Lambda, hostile
+from front import Lambda
 from nets import conv
 from one_pass import Case, assert_fires, assert_parity, assert_settled, assert_untouched
 from torch import nn

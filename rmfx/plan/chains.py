@@ -85,7 +85,8 @@ def choose(gm: fx.GraphModule, rule: Rule[Any, Any], pricer: Pricer) -> dict[str
     starts = {place.scope.start for place in places}
     by_end: dict[fx.Node, int] = {}
     for index, place in enumerate(places):
-        before = places[by_end[place.scope.start]] if place.scope.start in by_end else None
+        start = place.scope.start
+        before = places[by_end[start]] if start is not None and start in by_end else None
         for form in place.forms:
             costs = [0.0]
             if before is not None:
@@ -106,8 +107,9 @@ def _traced_back(places: Sequence[_Place], by_end: Mapping[fx.Node, int]) -> dic
         place = places[index]
         if index not in picked:  # the last of its chain
             picked[index] = min(range(len(place.best)), key=place.best.__getitem__)
-        if place.scope.start in by_end:
-            picked.setdefault(by_end[place.scope.start], place.came_from[picked[index]])
+        start = place.scope.start
+        if start is not None and start in by_end:
+            picked.setdefault(by_end[start], place.came_from[picked[index]])
     wishes: dict[str, Wish] = {}
     for index, place in enumerate(places):
         form = place.forms[picked[index]]

@@ -23,7 +23,7 @@ def lay_channels_last(gm: fx.GraphModule) -> None:
         with gm.graph.inserting_after(node):
             laid = gm.graph.call_module(name, (node,))
         laid.meta["shape"] = shape
-        node.replace_all_uses_with(laid, lambda user, laid=laid: user is not laid)  # type: ignore[misc]
+        node.replace_all_uses_with(laid, lambda user, laid=laid: user is not laid)
     for node in gm.graph.nodes:
         if node.op == "call_method" and node.target == "view":
             node.target = "reshape"  # a view of other strides may not exist
@@ -31,7 +31,9 @@ def lay_channels_last(gm: fx.GraphModule) -> None:
 
 def lay_weights(module: nn.Module) -> None:
     """Lay the weights of two-dimensional convolutions out with channels last, in place."""
-    module.to(memory_format=torch.channels_last)
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def write_in_place(gm: fx.GraphModule) -> None:

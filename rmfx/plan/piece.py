@@ -21,6 +21,7 @@ def cut_out(scope: Sequence[fx.Node]) -> fx.GraphModule:
     nodes are kept, so that passes run on it as they do on the whole.
     """
     gm = scope[0].graph.owning_module
+    assert gm is not None
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     inside = set(scope)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from rmfx.measure.paired import compare
 from rmfx.measure.runners import runner
@@ -106,7 +106,7 @@ class Pricer:
             self._on_step(outline(before))
         calls = []
         for piece in (before, after):
-            made = runnable(piece)
+            made: nn.Module = runnable(piece)
             if self.channels_last:
                 made, inputs = laid_out(made, inputs)
             calls.append(runner(made, inputs, self.target, draft=True))
