@@ -31,6 +31,7 @@ from rmfx.errors import (
     VerificationError,
 )
 from rmfx.files.serialise import load, save
+from rmfx.lower import lower
 from rmfx.measure.target import Target
 from rmfx.onnx_in.importer import from_onnx
 from rmfx.plan.value import Plan
@@ -72,6 +73,7 @@ __all__ = [
     "export_triton",
     "from_onnx",
     "load",
+    "lower",
     "make_plan",
     "precision_gaps",
     "quantise",
