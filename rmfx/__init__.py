@@ -12,6 +12,7 @@ from rmfx.check.plain import to_sequential
 from rmfx.check.precision_gaps import PrecisionGap, PrecisionGaps, precision_gaps
 from rmfx.check.verify import Verification, verify
 from rmfx.convert import apply_plan, convert, explain, make_plan
+from rmfx.deploy.balance import balance
 from rmfx.deploy.export import export
 from rmfx.deploy.quantise import Quantised, quantise
 from rmfx.deploy.session import Session
@@ -65,6 +66,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "apply_plan",
+    "balance",
     "bounds_from_data",
     "calibrate",
     "convert",
