@@ -15,7 +15,16 @@ from torch.nn import functional
 from rmfx.errors import FileFormatError
 from rmfx.files import layer_json, vocabulary
 from rmfx.files.layer_json import decode_layer, encode_layer
-from rmfx.modules import ChannelAffine, ChannelClamp, ChannelPad, ChannelSlice, FeatureNorm, MaskedActivation, SizeGuard
+from rmfx.modules import (
+    ChannelAffine,
+    ChannelClamp,
+    ChannelPad,
+    ChannelsLast,
+    ChannelSlice,
+    FeatureNorm,
+    MaskedActivation,
+    SizeGuard,
+)
 
 MASK = torch.tensor([True, False, True])
 NO_ARGUMENTS = "Identity Sigmoid LogSigmoid Tanh Tanhshrink Softsign Softmax2d"
@@ -71,10 +80,13 @@ EXAMPLES: list[nn.Module] = [
     nn.Threshold(0.5, -1),
     ChannelAffine(torch.tensor(2.0)),
     ChannelAffine(torch.rand(3), torch.rand(3), -1),
+    ChannelAffine(nn.Parameter(torch.rand(3)), nn.Parameter(torch.rand(3))),
+    ChannelAffine(nn.Parameter(torch.rand(3))),
     ChannelClamp(torch.zeros(3), torch.ones(3), -1),
     MaskedActivation(nn.PReLU(3), MASK),
     MaskedActivation(nn.GELU(), MASK, -1),
     SizeGuard((3, 4), "ceil_mode"),
+    ChannelsLast(),
 ]
 
 

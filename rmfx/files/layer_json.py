@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -114,14 +114,20 @@ class _Kind:
     names: frozenset[str]
     read: Callable[[Any, str], object]
     build: Callable[..., nn.Module]
+    added: Mapping[str, object] = field(default_factory=dict)  # what files from before an argument was there mean
 
 
 def _vector(channels: int | None, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(() if channels is None else (channels,), dtype=dtype)
 
 
-def _channel_affine(channels: int | None, axis: int) -> ChannelAffine:
-    return ChannelAffine(_vector(channels), _vector(channels), axis)
+def _channel_affine(channels: int | None, axis: int, trained: bool) -> ChannelAffine:
+    weight, bias = _vector(channels), _vector(channels)
+    return ChannelAffine(*map(nn.Parameter, (weight, bias)), axis) if trained else ChannelAffine(weight, bias, axis)
+
+
+def _affine_argument(module: ChannelAffine, name: str) -> object:
+    return isinstance(module.weight, nn.Parameter) if name == "trained" else _per_channel("weight")(module, name)
 
 
 def _channel_clamp(channels: int | None, axis: int) -> ChannelClamp:
@@ -154,7 +160,9 @@ def _per_channel(buffer: str) -> Callable[[Any, str], object]:
 
 _KINDS: dict[type[nn.Module], _Kind] = {
     **{layer: _Kind(frozenset(names.split()), getattr, layer) for layer, names in _ARGUMENTS.items()},
-    ChannelAffine: _Kind(frozenset({"channels", "axis"}), _per_channel("weight"), _channel_affine),
+    ChannelAffine: _Kind(
+        frozenset({"channels", "axis", "trained"}), _affine_argument, _channel_affine, {"trained": False}
+    ),
     ChannelClamp: _Kind(frozenset({"channels", "axis"}), _per_channel("low"), _channel_clamp),
     FeatureNorm: _Kind(frozenset({"norm"}), getattr, _feature_norm),
     MaskedActivation: _Kind(frozenset({"activation", "channels", "axis"}), _per_channel("mask"), _masked_activation),
@@ -226,6 +234,7 @@ def _argument(value: object, nesting: int) -> Any:
 
 def _build(layer: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     kind = _KINDS[layer]
+    arguments = {**kind.added, **arguments}
     if arguments.keys() != kind.names:
         raise FileFormatError(f"{_NAMES[layer]} takes {sorted(kind.names)}, not {shorten(sorted(arguments))}")
     try:

@@ -14,6 +14,7 @@ from rmfx.front.features import spell_feature_norm
 from rmfx.front.grouped import Grouped
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable, parameter_dtype
+from rmfx.front.masked import spell_masked
 from rmfx.front.numbers import write_number
 from rmfx.front.shuffles import spell_shuffle
 from rmfx.front.spelling import spell
@@ -43,6 +44,7 @@ class Sweep:
             return
         moved = self.channels.rewrite(node) or spell_shuffle(node, self.installer, self.kinds)
         moved = moved or spell_feature_norm(node, self.installer, self.kinds)
+        moved = moved or spell_masked(node, self.installer, self.kinds, self.constant)
         if not (moved or self.grouped.rewrite(node)):
             self._layer(node)
             self.arithmetic.rewrite(node)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from rmfx.modules import ChannelClamp
 from rmfx.onnx_in.call import DTYPES, Call, Rule, Rules, Size, Sizes, Value
 from rmfx.onnx_in.pooling import global_average
 
@@ -97,12 +98,41 @@ def mean_of(call: Call) -> Value:
 
 
 def extreme(function: Callable[..., Any]) -> Rule:
-    """``Max`` and ``Min`` of any number of tensors."""
+    """``Max`` and ``Min`` of any number of tensors; of one tensor and a bound for each channel, a clamp."""
 
     def rule(call: Call) -> Value:
-        return _chain(call, function)
+        return _clamped(call, function is torch.maximum) or _chain(call, function)
 
     return rule
+
+
+def _clamped(call: Call, from_below: bool) -> Value | None:
+    """The clamp that one bound of each channel is, together with the one on the other side that it may stand on."""
+    shape, bound = call.shape(), call.inputs[-1]
+    if len(call.inputs) != 2 or not isinstance(bound, Tensor) or not bound.is_floating_point() or shape is None:
+        return None
+    sizes = [1] * (len(shape) - bound.dim()) + list(bound.shape)
+    wide = [axis for axis, size in enumerate(sizes) if size != 1]
+    if len(sizes) != len(shape) or wide not in ([1], [len(shape) - 1]) or shape[wide[0]] != bound.numel():
+        return None
+    axis, bound = (1 if wide == [1] else -1), bound.flatten()
+    unbounded = torch.full_like(bound, torch.inf)
+    if not from_below:
+        return call.layer(ChannelClamp(-unbounded, bound, axis))
+    above = _upper_clamp(call)
+    if above is None or above.axis != axis:
+        return call.layer(ChannelClamp(bound, unbounded, axis))
+    above.low = bound
+    return call.tensor()
+
+
+def _upper_clamp(call: Call) -> ChannelClamp | None:
+    """The clamp that makes input 0, where it has no lower bounds and nothing else reads it."""
+    value, source = call.node.inputs[0], call.tensor()
+    if value is None or len(value.uses()) != 1 or value.is_graph_output() or source.op != "call_module":
+        return None
+    clamp = call.writer.root.get_submodule(str(source.target))
+    return clamp if isinstance(clamp, ChannelClamp) and bool((clamp.low == -torch.inf).all()) else None
 
 
 def _chain(call: Call, function: Callable[..., Any]) -> Value:
