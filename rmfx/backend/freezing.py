@@ -72,6 +72,7 @@ class InductorPass(CustomGraphPass):
             logger.info("rmfx: a graph is left as it is: gradients are enabled")
             return
         gm = graph.owning_module
+        assert gm is not None
         _demand_freezing(gm)
         args = [_stand_in(node.meta["example_value"]) for node in graph.find_nodes(op="placeholder")]
         if reason := self._convert(gm, args):
@@ -82,7 +83,7 @@ class InductorPass(CustomGraphPass):
         if reason := refusal(gm, args, self._settings):
             return reason
         try:
-            converted = self._settings.convert(gm, concrete(args))
+            converted = self._settings.convert(gm, concrete(args) or ())
         except RmfxError as error:
             return str(error)
         assert isinstance(converted, fx.GraphModule)
@@ -122,4 +123,5 @@ def _replace(gm: fx.GraphModule, converted: fx.GraphModule) -> None:
             node.target = f"{_PLACE}.{node.target}"
     gm.graph.eliminate_dead_code()
     for name in converted.state_dict():  # each parameter needs a source of its own, which nothing guards
-        gm._param_name_to_source[f"{_PLACE}.{name}"] = ConstantSource(f"{_PLACE}.{name}")
+        sources: Any = gm._param_name_to_source  # Dynamo's own table, unknown to the class
+        sources[f"{_PLACE}.{name}"] = ConstantSource(f"{_PLACE}.{name}")

@@ -108,7 +108,7 @@ class Settings:
                 return frozen.compile_as_is(hold_weights(gm, inputs), inputs)
             return self.compile_as_is(gm, inputs)
 
-        options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
         return torch.compile(module, backend=compiler, options=options)
 
     def compile_live(self, gm: fx.GraphModule) -> Callable[..., Any]:

@@ -79,5 +79,5 @@ def digest(tensors: Sequence[Tensor]) -> bytes:
     """
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.digest()

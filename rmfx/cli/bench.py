@@ -90,7 +90,7 @@ def _file(name: str) -> Source:
     """An ONNX file to run and not to import; its network, for counting, is empty where it cannot be imported."""
     signature = read_signature(name)
     try:
-        network = rmfx.from_onnx(name, check=False)
+        network: torch.nn.Module = rmfx.from_onnx(name, check=False)
     except OnnxImportError as problem:
         console.note(f"MACs of {name} are not counted: {problem}")
         network = torch.nn.Module()

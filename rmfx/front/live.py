@@ -67,7 +67,8 @@ def _with_size(node: fx.Node, tensors: list[tuple[fx.Node, fx.Node]]) -> tuple[f
         return None
     for before, new in tensors:
         value = before.meta.get("example_value")
-        for dim, other in enumerate(value.shape) if isinstance(value, Tensor) else ():
+        shape: tuple[object, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
+        for dim, other in enumerate(shape):
             if isinstance(other, torch.SymInt) and other.node.expr == size.node.expr:
                 return new, dim
     return None
