@@ -78,7 +78,7 @@ def balance(network: fx.GraphModule, data: Iterable[Tensor | Sequence[Tensor]]) 
 class _Seen:
     """What passed a place: smallest, largest and mean square of each channel. Zero is always in the range."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:  # a convolution or nn.Linear
         self.axis = -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.dim()
         self.low = self.high = self.squares = torch.zeros(())
         self.batches = 0
@@ -94,7 +94,7 @@ class _Seen:
 class _Pair:
     """A linear layer and the only one that reads it; ``separate``: the activation between them is rounded by itself."""
 
-    def __init__(self, name: str, first: nn.Module, second: nn.Module, separate: bool) -> None:
+    def __init__(self, name: str, first: Any, second: Any, separate: bool) -> None:
         self.name, self.first, self.second = name, first, second
         self.read, self.made = _Seen(second), _Seen(first)
         self.separate = separate
@@ -142,11 +142,12 @@ def best_factors(largest: Tensor, squares: Tensor, ranges: Sequence[tuple[Tensor
         weights = (steps.square() * (reads @ (factors.square() * power))).sum()
         return float(activations + weights)
 
-    reach = torch.stack([torch.maximum(high, -low) for low, high in ranges]).amax(0).clamp(min=_TINY)
-    share = (largest / largest.amax(1, keepdim=True).clamp(min=_TINY)).amax(0).clamp(min=_TINY)
-    family = (share**p / reach**q for p, q in itertools.product(_POWERS, _POWERS))
-    logs = ((one / one.max()).log2().round().clamp(-_LARGEST, _LARGEST) for one in family)
-    return min((torch.ones_like(power), *(log.exp2() for log in logs)), key=error)
+    reach = torch.stack([torch.maximum(high, -low) for low, high in ranges]).amax(0)
+    share = (largest / largest.amax(1, keepdim=True).clamp(min=_TINY)).amax(0)
+    idle = (reach <= _TINY) | (share <= _TINY)  # of no influence: they must not decide for the others
+    logs = (torch.where(idle, 0.0, p * share.log2() - q * reach.log2()) for p, q in itertools.product(_POWERS, _POWERS))
+    family = (torch.where(idle, 0.0, log - log[~idle].max()).round().clamp(-_LARGEST) for log in logs if not idle.all())
+    return min((torch.ones_like(power), *(log.exp2() for log in family)), key=error)
 
 
 def _pairs(network: fx.GraphModule) -> Iterator[_Pair]:
@@ -166,7 +167,7 @@ def _pairs(network: fx.GraphModule) -> Iterator[_Pair]:
                 yield _Pair(node.name, first, second, any(isinstance(layer, _SEPARATE) for layer in between))
 
 
-def _reader(node: fx.Node, own: dict[str, nn.Module]) -> tuple[list[nn.Module], nn.Module | None]:
+def _reader(node: fx.Node, own: dict[str, nn.Module]) -> tuple[list[nn.Module], Any]:
     """The homogeneous activations behind ``node``, and the linear layer that alone reads them, if it is one."""
     between: list[nn.Module] = []
     while len(node.users) == 1:
@@ -178,11 +179,11 @@ def _reader(node: fx.Node, own: dict[str, nn.Module]) -> tuple[list[nn.Module], 
     return between, None
 
 
-def _groups(layer: nn.Module) -> int:
+def _groups(layer: Any) -> int:
     return layer.groups if isinstance(layer, _CONVS) else 1
 
 
-def _dense(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def _dense(layer: Any) -> tuple[Tensor, Tensor]:
     """Largest size and sum of squares of the weights from each channel to each output, ``[outputs, channels]``."""
     weight, groups = layer.weight.detach().double(), _groups(layer)
     parts = weight.reshape(*weight.shape[:2], -1).chunk(groups)

@@ -123,7 +123,9 @@ def _vector(channels: int | None, dtype: torch.dtype | None = None) -> Tensor:
 
 def _channel_affine(channels: int | None, axis: int, trained: bool) -> ChannelAffine:
     weight, bias = _vector(channels), _vector(channels)
-    return ChannelAffine(*map(nn.Parameter, (weight, bias)), axis) if trained else ChannelAffine(weight, bias, axis)
+    if trained:
+        return ChannelAffine(nn.Parameter(weight), nn.Parameter(bias), axis)
+    return ChannelAffine(weight, bias, axis)
 
 
 def _affine_argument(module: ChannelAffine, name: str) -> object:
