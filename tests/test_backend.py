@@ -14,12 +14,13 @@ from oracle import relative_difference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import rmfx
 from rmfx.backend.bound import Bound
 from rmfx.backend.compiler import _warn_once
 from rmfx.errors import VerificationError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
-EAGER = {"inner": "eager"}
+EAGER = {"inner": "eager", "policy": "all"}
 
 
 @pytest.fixture(autouse=True)
@@ -471,6 +472,14 @@ def test_options_reach_the_conversion(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "rmfx"):
         assert_same(model, compiled(model, policy=[], verify=False), x)
     assert "0 residual sums removed, 3 kept" in caplog.text
+
+
+def test_by_default_the_planner_chooses(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = build("basic_chain")
+    with caplog.at_level(logging.INFO, "rmfx"):
+        assert_same(model, torch.compile(model, backend="rmfx", options={"inner": "eager"}), x)
+    planned = rmfx.report(rmfx.convert(model, x, policy="auto", measure=False)).summary()
+    assert planned in caplog.text
 
 
 def test_inner_options_reach_the_inner_back_end() -> None:

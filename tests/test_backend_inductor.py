@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from nets import build
 from oracle import relative_difference
 from torch import Tensor, fx, nn
 from torch._inductor import config, freezing
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.fx_passes import mkldnn_fusion
 
 from rmfx.backend import inductor_pass
@@ -23,6 +25,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
 ]
+
+
+ALL = {"policy": "all"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +69,9 @@ def difference(model: nn.Module, run: Any, x: Tensor) -> float:
         return relative_difference(exact, run(x).double()) / max(relative_difference(exact, model(x).double()), 1e-7)
 
 
-@pytest.mark.parametrize("mode", [None, "max-autotune-no-cudagraphs"])
-def test_weights_are_constants_to_inductor(mode: str | None, frozen: list[fx.GraphModule]) -> None:
+def test_weights_are_constants_to_inductor(frozen: list[fx.GraphModule]) -> None:
     model, x = single("basic_chain")
-    run = torch.compile(model, backend="rmfx", mode=mode)
+    run = torch.compile(model, backend="rmfx", options=ALL)
     assert difference(model, run, x) < 10
     (gm,) = frozen
     assert sums(gm) == 0
@@ -76,16 +80,35 @@ def test_weights_are_constants_to_inductor(mode: str | None, frozen: list[fx.Gra
     assert len(frozen) == 2
 
 
+def test_a_mode_of_inductor_and_the_planner(frozen: list[fx.GraphModule]) -> None:
+    model, x = single("basic_chain")
+    assert difference(model, torch.compile(model, backend="rmfx", mode="max-autotune-no-cudagraphs"), x) < 10
+    assert len(frozen) == 1
+
+
+def test_frozen_weights_are_let_go_of(frozen: list[fx.GraphModule]) -> None:
+    model, x = single("basic_identity")
+    run = torch.compile(model, backend="rmfx", options=ALL)
+    before, counts = set(PyCodeCache.modules), []
+    with torch.no_grad():
+        for _ in range(3):
+            model[0][0].weight.mul_(1.5)
+            run(x), run(x)
+            gc.collect()
+            counts.append(len(set(PyCodeCache.modules) - before))
+    assert len(frozen) == 3 and counts == [1, 1, 1]
+
+
 def test_freezing_can_be_switched_off(frozen: list[fx.GraphModule]) -> None:
     model, x = single("basic_identity")
-    run = torch.compile(model, backend="rmfx", options={"inner_options": {"freezing": False}})
+    run = torch.compile(model, backend="rmfx", options={**ALL, "inner_options": {"freezing": False}})
     assert difference(model, run, x) < 10
     assert not frozen
 
 
 def test_float64_and_a_dynamic_batch() -> None:
     model, _ = build("basic_identity")
-    run = torch.compile(model, backend="rmfx")
+    run = torch.compile(model, backend="rmfx", options=ALL)
     with torch.no_grad():
         for size in (2, 3, 5):
             x = torch.randn(size, 3, 8, 8, dtype=torch.float64) * 8
@@ -95,7 +118,7 @@ def test_float64_and_a_dynamic_batch() -> None:
 def test_gradients_through_inductor() -> None:
     model, x = build("basic_identity")
     ours = copy.deepcopy(model)
-    torch.compile(ours, backend="rmfx")(x).square().sum().backward()
+    torch.compile(ours, backend="rmfx", options=ALL)(x).square().sum().backward()
     model(x).square().sum().backward()
     for want, got in zip(model.parameters(), ours.parameters(), strict=True):
         assert relative_difference(want.grad, got.grad) < 1e-12
@@ -115,7 +138,7 @@ def _unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def passing(model: nn.Module, **options: Any) -> Any:
     """Inductor with the pass."""
-    settings = {"freezing": True, "pre_grad_pass_timing": "early", "pre_grad_custom_pass": inductor_pass(model)}
+    settings = {"freezing": True, "pre_grad_pass_timing": "early", "pre_grad_custom_pass": inductor_pass(model, **ALL)}
     return config.patch({**settings, **options})
 
 
@@ -171,7 +194,7 @@ def test_the_pass_says_what_it_needs(options: dict[str, Any], message: str) -> N
 
 def test_freezing_in_the_options_of_torch_compile_comes_too_late() -> None:
     model, x = build("basic_identity")
-    settings = {"freezing": True, "pre_grad_pass_timing": "early", "pre_grad_custom_pass": inductor_pass(model)}
+    settings = {"freezing": True, "pre_grad_pass_timing": "early", "pre_grad_custom_pass": inductor_pass(model, **ALL)}
     with torch.no_grad(), pytest.raises(Exception, match="RmfxError: weights are inputs of the graph"):
         torch.compile(model, options=settings)(x)
 
@@ -221,10 +244,10 @@ def test_bad_options_of_the_pass() -> None:
 def test_on_a_gpu(inner: str) -> None:
     model, x = build("basic_chain")
     model, x = model.cuda(), x.cuda()
-    run = torch.compile(model, backend="rmfx", options={"inner": inner})
+    run = torch.compile(model, backend="rmfx", options={**ALL, "inner": inner})
     with torch.no_grad():
         assert relative_difference(model(x), run(x)) < 1e-12
         model[0][0].weight.mul_(2)
         assert relative_difference(model(x), run(x)) < 1e-12
-    torch.compile(model, backend="rmfx", options={"inner": inner})(x).sum().backward()
+    torch.compile(model, backend="rmfx", options={**ALL, "inner": inner})(x).sum().backward()
     assert model[0][0].weight.grad is not None

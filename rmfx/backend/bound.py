@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from rmfx.backend.inner import Run, compile_bound, compile_later
 from rmfx.backend.settings import Settings
 from rmfx.backend.stamp import Stamp
 from rmfx.errors import RmfxError
@@ -17,8 +18,6 @@ from rmfx.report import report
 
 logger = logging.getLogger("rmfx")
 _MISSES = 4  # calls in a row, each with other weights, after which binding them is no more worth while
-
-Run = Callable[..., Any]
 
 
 class Bound:
@@ -74,10 +73,10 @@ class Bound:
             if not node.users:
                 module.graph.erase_node(node)
         module.recompile()
-        compiled = self._settings.compile_bound(module)
+        compiled = compile_bound(module, self._settings)
         return lambda *args: compiled(*(args[index] for index in read))
 
     def _give_up(self, reason: str) -> Run:
         logger.warning("rmfx: a graph runs unconverted from now on, on weights as they are: %s", reason)
-        self._folded, self._live = None, self._settings.compile_live(self._gm)
+        self._folded, self._live = None, compile_later(self._gm, self._settings)
         return self._live

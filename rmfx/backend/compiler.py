@@ -11,6 +11,7 @@ from torch import fx
 
 from rmfx.backend.admit import by_design, refusal
 from rmfx.backend.bound import Bound
+from rmfx.backend.inner import compile_as_is
 from rmfx.backend.settings import Settings
 
 logger = logging.getLogger("rmfx")
@@ -41,10 +42,10 @@ def rmfx(
     settings = Settings.of(options, mode)
     if reason := by_design(gm):
         logger.info("rmfx: a graph is left as it is: %s", reason)
-        return settings.compile_as_is(gm, example_inputs)
+        return compile_as_is(gm, example_inputs, settings)
     if reason := refusal(gm, example_inputs, settings):
         _warn_once(f"rmfx: a graph is left as it is: {reason}")
-        return settings.compile_as_is(gm, example_inputs)
+        return compile_as_is(gm, example_inputs, settings)
     return Bound(gm, settings)
 
 

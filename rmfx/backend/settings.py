@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.backends.registry import lookup_backend
 
 from rmfx.convert import convert, explain
 from rmfx.errors import RmfxError
-from rmfx.front.live import hold_weights
 from rmfx.options import Options
 from rmfx.report import Report
 
 CHECKS = ("version", "hash")
+_DEFAULTS = {"policy": "auto", "measure": False}  # who switches a compiler on wants no slower network, and no long wait
 _OURS = {"inner", "inner_options", "check"}
 _NOT_HERE = {"model", "example_inputs", "example_kwargs", "keep_bn", "partial", "target"}
 _CONVERT = frozenset(inspect.signature(convert).parameters)
@@ -28,7 +27,7 @@ class Settings:
     """How to compile.
 
     Attributes:
-        conversion: keyword arguments of :func:`rmfx.convert`.
+        conversion: keyword arguments of :func:`rmfx.convert`; by default, ``policy="auto"`` and ``measure=False``.
         inner: the back end that compiles the result: a registered name, or a callable.
         inner_options: what it is told.
         check: how changed weights are noticed: by ``"version"`` (identity, address and version counter) or by
@@ -85,36 +84,8 @@ class Settings:
         """What ``function`` takes of the conversion; the planner is told where the network is to run."""
         runtime = "inductor" if self.inner == "inductor" else "eager"
         device = next(value.device for value in inputs if isinstance(value, torch.Tensor))
-        given = {**self.conversion, "target": f"{runtime}:{device}", "partial": False}
+        given = {**_DEFAULTS, **self.conversion, "target": f"{runtime}:{device}", "partial": False}
         return {name: value for name, value in given.items() if name in inspect.signature(function).parameters}
-
-    def compile_as_is(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        """What the inner back end makes of Dynamo's graph, as if rmfx were not there."""
-        options = dict(self.inner_options)
-        if self.inner == "inductor":
-            return torch._TorchCompileInductorWrapper(None, options, None)(gm, inputs)
-        compiler = lookup_backend(self.inner)
-        return compiler(gm, inputs, **({"options": options} if options else {}))
-
-    def compile_bound(self, module: nn.Module) -> Callable[..., Any]:
-        """The same of a module whose weights nobody else knows: they need no guards, and inductor may freeze them."""
-        freezing = all(
-            tensor.dtype is not torch.float64 for tensor in module.parameters()
-        )  # torch 2.13 cannot pack these
-        frozen = replace(self, inner_options={"freezing": freezing, **self.inner_options})
-
-        def compiler(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-            if self.inner == "inductor":
-                return frozen.compile_as_is(hold_weights(gm, inputs), inputs)
-            return self.compile_as_is(gm, inputs)
-
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-        return torch.compile(module, backend=compiler, options=options)
-
-    def compile_live(self, gm: fx.GraphModule) -> Callable[..., Any]:
-        """What the inner back end makes of Dynamo's graph outside of Dynamo."""
-        again = fx.GraphModule(gm, gm.graph)
-        return torch.compile(again, backend=self.inner, options=dict(self.inner_options) or None)
 
 
 def check_conversion(who: str, given: Mapping[str, Any], others: set[str]) -> None:
