@@ -28,7 +28,7 @@ from rmfx.hostile import randomise
 from rmfx.vision import import_torchvision
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "torchao")
 CONSOLE = Console()
 T = TypeVar("T")
 

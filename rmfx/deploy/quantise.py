@@ -102,6 +102,10 @@ def quantise(
     with Session(source) as session:
         names = [port.name for port in session.inputs]
         before = [session.run(*batch) for batch in batches]
+    if not all(bool(value.isfinite().all()) for outputs in before for value in outputs):
+        raise RmfxError(
+            f"the outputs of {source} are not finite on the calibration data, so they have no scale in int8"
+        )
     with replacing(path, ExportError) as scratch:
         with _silent():
             _write(source, scratch, _Reader(names, batches), per_channel, method, reduce_range, keep)
