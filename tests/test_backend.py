@@ -65,6 +65,18 @@ def test_every_block_is_converted_and_equal(name: str, folds: list[Bound]) -> No
     assert len(folds) == 1
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "efficientnet_b0"])
+def test_networks_of_torchvision(name: str, folds: list[Bound]) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = getattr(torchvision.models, name)(weights=None).double().eval()
+    run = compiled(model)
+    assert_same(model, run, x)
+    loaded(next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d)))
+    assert_same(model, run, x)
+    assert len(folds) == 2
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_both_ways_to_ask_for_inference(mode: Any, folds: list[Bound]) -> None:
     model, x = build("basic_chain")

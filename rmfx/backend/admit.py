@@ -11,8 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from rmfx.backend.settings import Settings
 from rmfx.errors import RmfxError
-from rmfx.front.live import weight_inputs
+from rmfx.front.live import bind_weights, weight_inputs
 from rmfx.report import Report
+
+_HARMLESS = (torch._C._log_api_usage_once,)  # forward of torchvision's StochasticDepth
 
 
 def by_design(gm: fx.GraphModule) -> str | None:
@@ -37,8 +39,9 @@ def refusal(gm: fx.GraphModule, args: Sequence[Any], settings: Settings) -> str 
     numbers = concrete(args)
     if numbers is None:
         return "a size among its inputs is known only when it runs"
+    held, read = bind_weights(gm, numbers)
     try:
-        return _size_obstacle(gm, settings.explain(gm, numbers))
+        return _size_obstacle(gm, settings.explain(held, tuple(numbers[index] for index in read)))
     except RmfxError as error:
         return str(error)
 
@@ -59,7 +62,8 @@ def _obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:
     for node in gm.graph.nodes:
         if node.op == "placeholder" and _is_written(node):
             return f"it writes into its input {node.name}"
-        if node.op.startswith("call") and not node.users and not isinstance(node.meta.get("example_value"), Tensor):
+        makes_tensor = isinstance(node.meta.get("example_value"), Tensor)
+        if node.op.startswith("call") and not (node.users or makes_tensor or node.target in _HARMLESS):
             return f"{node.name} has an effect other than its result"
     return _returned_weight(gm)
 

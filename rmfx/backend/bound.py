@@ -13,7 +13,7 @@ from rmfx.backend.inner import Run, compile_bound, compile_later
 from rmfx.backend.settings import Settings
 from rmfx.backend.stamp import Stamp
 from rmfx.errors import RmfxError
-from rmfx.front.live import weight_inputs
+from rmfx.front.live import bind_weights, weight_inputs
 from rmfx.report import report
 
 logger = logging.getLogger("rmfx")
@@ -63,16 +63,11 @@ class Bound:
     def _converted(self, args: tuple[Any, ...]) -> Run:
         gpus = {args[index].device for index in self._weights if args[index].is_cuda}
         # What is made here serves under no_grad, too; the random numbers of the caller stay as they are.
+        held, read = bind_weights(self._gm, args)
         with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(gpus):
-            module = self._settings.convert(self._gm, args)
+            module = self._settings.convert(held, tuple(args[index] for index in read))
         logger.info("rmfx: %s", report(module).summary())
         assert isinstance(module, fx.GraphModule)
-        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        read = [index for index, node in enumerate(inputs) if node.users]
-        for node in inputs:
-            if not node.users:
-                module.graph.erase_node(node)
-        module.recompile()
         compiled = compile_bound(module, self._settings)
         return lambda *args: compiled(*(args[index] for index in read))
 

@@ -16,7 +16,7 @@ from rmfx.backend.admit import concrete, refusal
 from rmfx.backend.settings import Settings, check_conversion
 from rmfx.backend.stamp import digest
 from rmfx.errors import RmfxError
-from rmfx.front.live import weight_inputs
+from rmfx.front.live import bind_weights, weight_inputs
 from rmfx.report import report
 
 logger = logging.getLogger("rmfx")
@@ -82,13 +82,14 @@ class InductorPass(CustomGraphPass):
         """Why not, where it is not to be."""
         if reason := refusal(gm, args, self._settings):
             return reason
+        held, read = bind_weights(gm, args)
         try:
-            converted = self._settings.convert(gm, concrete(args) or ())
+            converted = self._settings.convert(held, tuple(args[index] for index in read))
         except RmfxError as error:
             return str(error)
         assert isinstance(converted, fx.GraphModule)
         logger.info("rmfx: %s", report(converted).summary())
-        _replace(gm, converted)
+        _replace(gm, converted, read)
         return None
 
 
@@ -111,11 +112,12 @@ def _stand_in(value: Any) -> Any:
     return None if sizes is None else torch.zeros(sizes, dtype=value.dtype, device=value.device)
 
 
-def _replace(gm: fx.GraphModule, converted: fx.GraphModule) -> None:
-    """Put the graph of ``converted`` into the place of that of ``gm``, which keeps its inputs."""
+def _replace(gm: fx.GraphModule, converted: fx.GraphModule, read: list[int]) -> None:
+    """Put the graph of ``converted`` into the place of that of ``gm``, to read its inputs at the positions ``read``."""
     gm.add_module(_PLACE, converted)
     inputs, output = gm.graph.find_nodes(op="placeholder"), gm.graph.output_node()
-    copies = dict(zip(converted.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    given = [inputs[index] for index in read]
+    copies = dict(zip(converted.graph.find_nodes(op="placeholder"), given, strict=True))
     with gm.graph.inserting_before(output):
         output.args = (gm.graph.graph_copy(converted.graph, copies),)
     for node in copies.values():

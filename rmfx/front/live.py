@@ -38,6 +38,7 @@ def hold_weights(gm: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
         return gm  # nested inputs: Dynamo makes none
     tensors = list(zip(old, new, strict=True))
     for before, node, value in zip(old, new, args, strict=False):
+        node.meta["example_value"] = before.meta.get("example_value")  # it stays a graph of Dynamo
         with opened.graph.inserting_after(new[-1]):
             if before in paths and isinstance(value, Tensor):
                 hold(opened, paths[before], value)
@@ -52,6 +53,18 @@ def hold_weights(gm: fx.GraphModule, args: Sequence[Any]) -> fx.GraphModule:
     opened.recompile()
     opened.training = False
     return opened
+
+
+def bind_weights(gm: fx.GraphModule, args: Sequence[Any]) -> tuple[fx.GraphModule, list[int]]:
+    """The same with those inputs only that are read, and their positions among the inputs of ``gm``."""
+    held = hold_weights(gm, args)
+    inputs = held.graph.find_nodes(op="placeholder")
+    read = [index for index, node in enumerate(inputs) if node.users]
+    for node in inputs:
+        if not node.users:
+            held.graph.erase_node(node)
+    held.recompile()
+    return held, read
 
 
 def weight_inputs(gm: fx.GraphModule) -> list[int]:
