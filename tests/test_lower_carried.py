@@ -174,6 +174,18 @@ def grouped_dirac(model: nn.Module) -> None:
     model[3].bias[[2, 3, 6, 7]] = 0.0
 
 
+def averaging(layer: int, side: slice) -> Plant:
+    """The last four of eight rows are means over four positions."""
+
+    def plant(model: nn.Module) -> None:
+        model[layer].weight[4:] = 0.0
+        for channel in range(4):
+            model[layer].weight[4 + channel, channel, side, side] = 0.25
+        model[layer].bias[4:] = 0.0
+
+    return plant
+
+
 FIRES = {
     "identity": block("add", IDENTITY),
     "projection": block("Conv2d add", dirac(1, REACH, range(4)), merge(3, REACH, tap=False)),
@@ -195,6 +207,12 @@ FIRES = {
                            layers=(nn.ReLU(), conv(4, 8, stride=2, bias=True), nn.ReLU(), conv(8, 4, bias=True))),
     "strided last": block("MaxPool2d add", IDENTITY,
                           layers=(nn.ReLU(), conv(4, 8, bias=True), nn.ReLU(), conv(8, 4, stride=2, bias=True))),
+    "averaged": block("AvgPool2d Conv2d add", averaging(1, slice(None)), merge(3, REACH, tap=False),
+                      layers=(nn.ReLU(), nn.Conv2d(4, 8, 2, 2), nn.ReLU(), conv(8, 4, bias=True))),
+    "averaged within a kernel of 3": block(
+        "ZeroPad2d AvgPool2d Conv2d add", averaging(1, slice(1, 3)), merge(3, REACH, tap=False),
+        layers=(nn.ReLU(), conv(4, 8, stride=2, bias=True), nn.ReLU(), conv(8, 4, bias=True)),
+    ),
     "dilated": block("add", IDENTITY,
                      layers=(nn.ReLU(), conv(4, 8, dilation=2, bias=True), nn.ReLU(), conv(8, 4, dilation=3))),
     "reflected": block("add", IDENTITY,
@@ -271,7 +289,7 @@ UNTOUCHED = {
     ),
     "beside the centre": Planted(
         chain(*BLOCK), plant=both(IDENTITY, lambda m: m[1].weight[4:].copy_(m[1].weight[4:].roll(1, 3)),
-                                  lambda m: m[1].weight[4:, :, :, 0].fill_(0.1))
+                                  lambda m: m[1].weight[4:, :, :, 0].fill_(-0.1))
     ),
     "halves that are not opposite": Planted(
         split(nn.ReLU()).build, plant=both(split(nn.ReLU()).plant, lambda m: m[3].weight[:, 8:].mul_(1 + 1e-9))

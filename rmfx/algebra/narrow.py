@@ -107,8 +107,11 @@ def finest_groups(weight: Tensor) -> int:
     return 1
 
 
-def _trimmed(grid: Grid, weight: Tensor) -> tuple[Grid, tuple[slice, ...]]:
-    """The grid without border taps that are 0 for all channels, and the taps that are left."""
+def tight(grid: Grid, weight: Tensor) -> tuple[Grid, tuple[slice, ...]]:
+    """The grid without border taps that are 0 for all channels, and the taps that are left.
+
+    No layer may pad as unevenly as that grid.
+    """
     used = (weight != 0).reshape(-1, *grid.kernel).any(0)
     axes, kept = [], []
     for index, axis in enumerate(grid.axes):
@@ -120,9 +123,12 @@ def _trimmed(grid: Grid, weight: Tensor) -> tuple[Grid, tuple[slice, ...]]:
         axes.append(Axis(last - first + 1, axis.stride, axis.dilation if last > first else 1, before, after))
         kept.append(slice(first, last + 1))
     small = Grid(tuple(axes), grid.mode)
-    if not small.padded:
-        small = Grid(small.axes)
-    return (small, tuple(kept)) if _is_layer(small) else (grid, tuple(slice(None) for _ in grid.axes))
+    return (small if small.padded else Grid(small.axes)), tuple(kept)
+
+
+def _trimmed(grid: Grid, weight: Tensor) -> tuple[Grid, tuple[slice, ...]]:
+    small, kept = tight(grid, weight)
+    return (small, kept) if _is_layer(small) else (grid, tuple(slice(None) for _ in grid.axes))
 
 
 def _is_layer(grid: Grid) -> bool:

@@ -23,6 +23,7 @@ class Rows:
         factor: that tap's weight; 0 where there is no ``column``.
         alone: rows that read one channel, by any taps.
         zero: rows without weights.
+        positive: rows without weights below 0.
         bias: of each row; 0 where there is none.
     """
 
@@ -31,6 +32,7 @@ class Rows:
     factor: Tensor
     alone: Tensor
     zero: Tensor
+    positive: Tensor
     bias: Tensor
 
     @property
@@ -81,6 +83,7 @@ def read_rows(affine: Affine) -> Rows:
         torch.where(found, x, 0.0),
         channels.sum(1) == 1,
         taps == 0,
+        (weight >= 0).flatten(1).all(1),
         torch.zeros(affine.out_channels, dtype=torch.float64) if bias is None else bias,
     )
 

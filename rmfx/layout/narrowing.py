@@ -14,6 +14,7 @@ from rmfx.modules import ChannelAffine, ChannelClamp, FeatureNorm, MaskedActivat
 def narrowed(layer: nn.Module, kept: Tensor) -> nn.Module:
     """A copy of ``layer`` on the channels ``kept``; of one that treats all alike, the very same.
 
+    >>> import torch
     >>> narrowed(nn.PReLU(4), torch.tensor([0, 2])).num_parameters
     2
     """
@@ -49,6 +50,7 @@ def _with_tensors(module: nn.Module, kept: Tensor, names: tuple[str, ...]) -> nn
 def plainest(activation: nn.Module) -> nn.Module:
     """The same function without tensors per channel, where all channels are treated alike.
 
+    >>> import torch
     >>> plainest(MaskedActivation(nn.SiLU(), torch.tensor([True, True]))), plainest(ChannelClamp(*torch.eye(2)))
     (SiLU(), ChannelClamp(channels=2, axis=1))
     """

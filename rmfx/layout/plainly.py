@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rmfx.algebra.affine import Affine
-from rmfx.algebra.grid import Grid
-from rmfx.algebra.narrow import part
+from rmfx.algebra.narrow import part, tight
 from rmfx.algebra.rows import columns_read
+from rmfx.graph.facts import ZERO_PADDING
 from rmfx.modules import ChannelAffine, ChannelPad, ChannelSlice
 
 Layer = Affine | nn.Module
@@ -31,20 +31,18 @@ def plainly(affine: Affine, trains: bool) -> tuple[Layer, ...]:
     """
     weight, bias = affine.weights()
     if not affine.grid.samples:
-        return _reading_few(affine, _average(affine, weight))
+        return _average(affine, weight) or _reading_few(affine)
     axis = 1 if affine.grid.dims else -1
     columns, factors = _one_per_row(affine, weight)
     moved = None if columns is None else _moved(affine, columns, factors, bias, axis, trains)
     if moved is None:
-        return _reading_few(affine, None)
+        return _reading_few(affine)
     stride = affine.grid.stride
     return moved if affine.unstrided else (_STRIDED[affine.grid.dims - 1](1, stride), *moved)
 
 
-def _reading_few(affine: Affine, pool: nn.Module | None) -> tuple[Layer, ...]:
+def _reading_few(affine: Affine) -> tuple[Layer, ...]:
     """The map behind a slice of the channels that it reads, where those are side by side."""
-    if pool is not None:
-        return (pool,)
     read = columns_read(affine, torch.ones(affine.out_channels, dtype=torch.bool)).nonzero().flatten()
     if not 0 < len(read) < affine.in_channels:
         return (affine,)
@@ -97,13 +95,17 @@ def _scale(factors: Tensor, bias: Tensor | None, axis: int, trains: bool) -> Cha
     return ChannelAffine(own[0], own[1], axis)
 
 
-def _average(affine: Affine, weight: Tensor) -> nn.Module | None:
-    """The pool that a depthwise map of equal weights is."""
-    grid: Grid = affine.grid
+def _average(affine: Affine, weight: Tensor) -> tuple[nn.Module, ...] | None:
+    """The pool that a depthwise map of equal weights is, behind a layer that pads where its sides differ."""
+    grid, taps = tight(affine.grid, weight)
+    weight = weight[(slice(None), slice(None), *taps)]
     depthwise = affine.groups == affine.in_channels == affine.out_channels and not affine.has_bias
-    even = grid.symmetric and set(grid.dilation) == {1} and grid.mode == "zeros" and grid.taps > 1
-    small = all(2 * axis.before <= axis.kernel for axis in grid.axes)
-    if not (depthwise and even and small) or not bool((weight == 1 / grid.taps).all()):
+    even = set(grid.dilation) == {1} and grid.mode == "zeros" and grid.taps > 1
+    padding = [(axis.before, axis.after) for axis in grid.axes]
+    if not (depthwise and even) or min(map(min, padding)) < 0 or not bool((weight == 1 / grid.taps).all()):
         return None
     pool: Callable[..., nn.Module] = _AVERAGES[grid.dims - 1]
-    return pool(grid.kernel, grid.stride, tuple(axis.before for axis in grid.axes))
+    if all(before == after <= axis.kernel // 2 for (before, after), axis in zip(padding, grid.axes, strict=True)):
+        return (pool(grid.kernel, grid.stride, tuple(before for before, _ in padding)),)
+    sides = tuple(side for pair in reversed(padding) for side in pair)
+    return ZERO_PADDING[grid.dims - 1](sides), pool(grid.kernel, grid.stride)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.bounds import Bounds, activation_bounds
+from rmfx.algebra.narrow import gather
 from rmfx.algebra.pointwise import EVERYTHING, identity_range, is_pointwise, split_constant
 from rmfx.algebra.rows import Rows, is_power_of_two
 from rmfx.graph.bounds import acts_on_channels, bounds_of
@@ -73,7 +74,7 @@ def signals_of(steps: Sequence[Step]) -> tuple[tuple[Signals, ...], Bounds]:
 def advance(step: Step, before: Signals | None, bounds: Bounds) -> tuple[Signals, Bounds]:
     """The signals behind ``step``, given those in front of it and the bounds of the channels there."""
     rows = step.rows
-    values = _row_bounds(rows, bounds.expand(step.affine.in_channels))
+    values = _row_bounds(step, bounds.expand(step.affine.in_channels))
     direct = torch.ones(step.affine.out_channels, dtype=torch.bool)
     for stage in step.stages:
         if stage.gate is not None:
@@ -135,8 +136,9 @@ def _bounds(source: fx.Node, step: Step) -> Bounds:
     return found if found.low.numel() in (1, step.affine.in_channels) else found.hull()
 
 
-def _row_bounds(rows: Rows, x: Bounds) -> Bounds:
-    """Bounds of rows that read one channel by one tap, without rounding; nothing is known of the others."""
+def _row_bounds(step: Step, x: Bounds) -> Bounds:
+    """Bounds of rows that read one channel by one tap, or what is not negative by no negative weights; not rounded."""
+    rows = step.rows
     read = (rows.column >= 0) & (rows.partner < 0)
     column = rows.column.clamp(min=0)
     ends = torch.stack([rows.factor * end[column] for end in (x.low, x.high)])
@@ -144,7 +146,18 @@ def _row_bounds(rows: Rows, x: Bounds) -> Bounds:
     exact = is_power_of_two(rows.factor) | ((ends == 0) | ends.isinf()).all(0)
     low, high = (_outward(end, rows.bias, side) for end, side in ((ends.amin(0), -1), (ends.amax(0), 1)))
     known = rows.zero | (read & exact)
-    return Bounds.of((torch.where(known, low, EVERYTHING[0]), torch.where(known, high, EVERYTHING[1])))
+    above = torch.where(_sums_of_positives(step, x.low), rows.bias, EVERYTHING[0])
+    return Bounds.of((torch.where(known, low, above), torch.where(known, high, EVERYTHING[1])))
+
+
+def _sums_of_positives(step: Step, low: Tensor) -> Tensor:
+    """The rows without weights below 0 that read no channel that may be."""
+    affine, positive = step.affine, step.rows.positive
+    if bool((low >= 0).all()) or not bool(positive.any()):
+        return positive & bool((low >= 0).all())
+    index = positive.nonzero().flatten()
+    reads = gather(affine.weights()[0], affine.groups, index, (low < 0).nonzero().flatten())
+    return positive.index_put((index,), ~(reads != 0).reshape(len(index), -1).any(1))
 
 
 def _outward(end: Tensor, bias: Tensor, side: int) -> Tensor:
