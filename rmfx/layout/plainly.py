@@ -108,4 +108,4 @@ def _average(affine: Affine, weight: Tensor) -> tuple[nn.Module, ...] | None:
     if all(before == after <= axis.kernel // 2 for (before, after), axis in zip(padding, grid.axes, strict=True)):
         return (pool(grid.kernel, grid.stride, tuple(before for before, _ in padding)),)
     sides = tuple(side for pair in reversed(padding) for side in pair)
-    return ZERO_PADDING[grid.dims - 1](sides), pool(grid.kernel, grid.stride)
+    return ZERO_PADDING[grid.dims - 1](sides), pool(grid.kernel, grid.stride)  # type: ignore[arg-type]
