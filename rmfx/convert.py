@@ -88,6 +88,7 @@ def convert(
         TraceError: when its code cannot be followed; names the file and line.
         VerificationError: when the result differs, which is a bug of rmfx.
 
+    >>> import torch
     >>> class Block(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

@@ -57,7 +57,7 @@ def lower(
     >>> x = torch.randn(1, 3, 32, 32)
     >>> plain = convert(rmnet26x3_32().eval(), x)
     >>> lowered = lower(plain, x)
-    >>> report(lowered).totals.macs_after == report(plain).totals.macs_before
+    >>> report(lowered).totals.macs_after <= report(plain).totals.macs_before
     True
     """
     prepared = prepare(plain, example_inputs, {}, value_ranges=value_ranges)

@@ -176,8 +176,8 @@ def test_large_inputs_of_a_wrong_type_are_not_printed(inputs: object) -> None:
         ("carrier", None, "'auto', 'direct', 'masked', 'split', 'shift'"),
         ("downsample", "figure 2a", "'cheaper', 'conv', 'input'"),
         ("fuse", True, "'cheaper', 'always', 'never'"),
-        ("policy", "some", "'all' (or a callable, or a list of places)"),
-        ("policy", "layer1.0", "'all' (or a callable, or a list of places)"),
+        ("policy", "some", "'all', 'auto' (or a plan, a callable, or a list of places)"),
+        ("policy", "layer1.0", "'all', 'auto' (or a plan, a callable, or a list of places)"),
     ],
 )
 def test_choices(function: Callable[..., Any], option: str, value: object, choices: str) -> None:
