@@ -9,8 +9,8 @@ is in torchao (``pip install 'rmfx[int8]'``; left out, and said so, where it is 
 Accuracy is that on 4,000 test images, whose standard error is 0.6 points: small differences mean nothing. ``moved``
 tells more: root mean square of what the logits move on the test images, by that of the logits.
 
-The limits are those of plain, balanced networks in onnxruntime, but for the carrier ``masked``: its PReLU has no int8
-form there, so it runs in float32 and is rounded on both sides. ``shift`` is exact only within the ranges that it is
+The limits are those of plain, balanced networks in onnxruntime. The PReLU of the carrier ``masked`` has no int8 form
+there, so it runs in float32 and is rounded on both sides. ``shift`` is exact only within the ranges that it is
 given, here those of the calibration data and a quarter more: its column float32 shows what test images make of that.
 
 Speed is that of onnxruntime on one thread, in interleaved pairs with a 95 % interval: of the two networks, and of
@@ -176,7 +176,7 @@ def large(name: str, carriers: tuple[str, ...], folder: Path) -> dict[str, dict[
 def figures_of(subject: str, rows: dict[str, dict[str, Any]]) -> Iterator[Figure]:
     """What has a limit: plain networks, balanced, in onnxruntime."""
     for name, row in rows.items():
-        if name.endswith(", balanced") and not name.startswith(("residual", "masked")):
+        if name.endswith(", balanced") and not name.startswith("residual"):
             lost = row["float32"]["accuracy"] - row["onnxruntime"]["accuracy"]
             moved = row["onnxruntime"]["moved"] / rows["residual"]["onnxruntime"]["moved"]
             yield Figure(subject, f"{name}: points of accuracy lost", lost, LOST)

@@ -6,7 +6,7 @@ Parts (``--part``; all by default):
   beside it, whatever that costs;
 * ``branches``: networks with training-time branches left in, against timm's ``reparameterize_model``; hand-written DBB
   and ACNet blocks, which no such hook covers, against themselves;
-* ``table2``: the paper's MobileNetV2 of MobileNetV1's shape, with the plan's carriers, against itself;
+* ``table2``: the paper's MobileNetV2 of MobileNetV1's shape, as planned, and plain with each carrier, against itself;
 * ``backend``: ``torch.compile(backend="rmfx")`` against ``backend="inductor"``;
 * ``planning``: the time to plan without measuring, over that to convert.
 
@@ -97,7 +97,12 @@ def _zoo(job: Job, target: Target, size: int) -> Row:
 def _table2(job: Job, target: Target, size: int) -> Row:
     torch.manual_seed(0)
     model, x = models.mobilenet_v1_shaped().eval(), torch.randn(job.batch, 3, 32, 32)
-    return _against_itself(model, x, target, with_all=False)
+    row = _against_itself(model, x, target, with_all=False)
+    original = runner(copy.deepcopy(model), (x,), target)
+    for carrier in ("masked", "split"):  # plain and fused, but without a plan
+        plain = rmfx.convert(model, x, carrier=carrier, fuse="always", verify=False)
+        row[carrier] = _compared(carrier, original, runner(plain, (x,), target))
+    return row
 
 
 def _branches(job: Job, target: Target, size: int) -> Row:
@@ -236,7 +241,8 @@ def _words(row: Row) -> str:
     if row.get("original"):
         return "nothing"
     applied = [f"{count} {name}" for name, count in row.get("applied", {}).items() if count]
-    return ", ".join([*applied, *(["channels last"] if row.get("channels_last") else [])])
+    others = [f"{carrier} {row[carrier]['ratio']:.2f}" for carrier in ("masked", "split") if carrier in row]
+    return ", ".join([*applied, *(["channels last"] if row.get("channels_last") else []), *others])
 
 
 def main() -> None:

@@ -17,12 +17,13 @@ from rmfx.graph.region import is_residual
 from rmfx.graph.rewriter import Veto
 from rmfx.graph.rule import Applied, PassResult, Price, Refused
 from rmfx.layout.joins import TAPS, JoinPlan
+from rmfx.layout.stack import NEGATIONS, ROWS
 from rmfx.report import Entry, PassLine, Report, Status, Totals
 
 # What only passes need of node.meta.
 _SCRATCH = (
-    *("affine", "range", "shape", "rank", "plain_value", "made", TAPS, UNTOUCHED),
-    *(GIVEN, GIVEN_RANGE, "bounds", "bounds_fully", "live_channels"),
+    *("affine", "range", "shape", "dtype", "rank", "plain_value", "made", TAPS, UNTOUCHED),
+    *(GIVEN, GIVEN_RANGE, ROWS, NEGATIONS, "bounds", "bounds_fully", "live_channels"),
 )
 
 

@@ -145,8 +145,8 @@ def explain(
 ) -> Report:
     """The :class:`rmfx.report.Report` that :func:`convert` with these arguments would leave; computes no weights.
 
-    So the model may be on the meta device; ``policy="auto"`` goes by estimates. Args and errors are those of
-    :func:`convert`.
+    So the model may be on the meta device, but not for ``policy="auto"``, which goes by estimates here and reads some
+    weights. Args and errors are those of :func:`convert`.
 
     >>> from rmfx.models import rmnet26x3_32
     >>> explain(rmnet26x3_32().eval()).count("removed")

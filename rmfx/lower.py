@@ -6,23 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from rmfx import account
-from rmfx.check.verify import verify as verify_models
 from rmfx.collector import uncollected
-from rmfx.errors import RmfxError
-from rmfx.graph.emit import emit
-from rmfx.graph.guard import guard_sizes
 from rmfx.graph.pipeline import run_passes
-from rmfx.graph.restore import restore
 from rmfx.graph.rewriter import want_all
 from rmfx.graph.rule import PassResult
-from rmfx.layout.stack import NEGATIONS, ROWS
 from rmfx.passes.lower_carried import LowerCarried
 from rmfx.prepare import prepare
-from rmfx.report import attach
+from rmfx.rewrite import finished
 
 
 @uncollected
@@ -52,6 +45,7 @@ def lower(
         UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
         VerificationError: when the result differs, which is a bug of rmfx.
 
+    >>> import torch
     >>> from rmfx import convert, report
     >>> from rmfx.models import rmnet26x3_32
     >>> x = torch.randn(1, 3, 32, 32)
@@ -61,26 +55,10 @@ def lower(
     True
     """
     prepared = prepare(plain, example_inputs, {}, value_ranges=value_ranges)
-    gm, tensors = prepared.gm, prepared.tensors
-    results = _until_settled(gm)
-    report = account.report_of(prepared.before, results, gm, _notes(results))
-    if prepared.entered.sizes:
-        report = replace(report, size_conditions=(prepared.entered.sizes,))
-        guard_sizes(gm, report, prepared.entered.batch)
-    restore(gm)
-    if verify or (verify is None and prepared.args is not None):
-        if prepared.args is None:
-            raise RmfxError("verify=True needs example_inputs")
-        emit(gm, tensors, torch.float64)  # rounded to the model's dtype, weights would hide a small mistake
-        verify_models(prepared.original, gm, prepared.args, quick=True)
-    emit(gm, tensors)
-    gm.recompile()
-    attach(gm, account.with_names(report, gm, prepared.before))
-    for node in gm.graph.nodes:
-        for fact in (ROWS, NEGATIONS):
-            node.meta.pop(fact, None)
-    account.clean(gm)
-    return gm
+    results = _until_settled(prepared.gm)
+    report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
+    sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()
+    return finished(prepared, replace(report, size_conditions=sizes), verify)
 
 
 def _until_settled(gm: fx.GraphModule) -> tuple[PassResult, ...]:

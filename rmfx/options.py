@@ -52,12 +52,18 @@ class Options:
             raise RmfxError(
                 f"policy must be 'all', 'auto', a plan, a callable, or a list of places, got {self.policy!r}"
             )
-        if self.keep_bn and (self.policy == "auto" or isinstance(self.policy, Plan)):
-            raise RmfxError("keep_bn=True is for training; a plan is for running: choose one")
+        if self.policy == "auto" or isinstance(self.policy, Plan):
+            self._check_planned()
         if not isinstance(self.measure, bool) and not (isinstance(self.measure, (int, float)) and self.measure >= 0):
             raise RmfxError(f"measure must be True, False or a number of seconds, got {self.measure!r}")
         if self.max_growth is not None and not (isinstance(self.max_growth, (int, float)) and self.max_growth > 0):
             raise RmfxError(f"max_growth must be a positive factor, got {self.max_growth!r}")
+
+    def _check_planned(self) -> None:
+        if self.keep_bn:
+            raise RmfxError("keep_bn=True is for training; a plan is for running: choose one")
+        if self.fuse != "cheaper" or self.max_growth is not None or self.drop_dead_channels:
+            raise RmfxError("fuse, max_growth and drop_dead_channels have no say where a plan decides: leave them out")
 
 
 def _require_one_of(option: str, value: str, choices: tuple[str, ...], more: str = "") -> None:

@@ -54,14 +54,26 @@ def rewrite(
 ) -> fx.GraphModule:
     """The converted network; arguments and errors are those of :func:`rmfx.convert`."""
     rewritten = run(model, example_inputs, kwargs, options)
-    prepared, gm = rewritten.prepared, rewritten.prepared.gm
-    report = rewritten.report()
+    plan = options.policy if isinstance(options.policy, Plan) else None
+    return finished(rewritten.prepared, rewritten.report(), verify, plan)
+
+
+def finished(prepared: Prepared, report: Report, verify: bool | None, plan: Plan | None = None) -> fx.GraphModule:
+    """The graph of ``prepared``, on which passes have run, with its weights computed and compared, and its account.
+
+    Args:
+        verify: as for :func:`rmfx.convert`.
+        plan: says how images are laid out and what is written in place.
+
+    Raises:
+        VerificationError: when it differs from the original.
+    """
+    gm = prepared.gm
     guard_sizes(gm, report, prepared.entered.batch)
     restore(gm)
-    plan = options.policy if isinstance(options.policy, Plan) else Plan(options.target)
-    if plan.in_place:
+    if plan is not None and plan.in_place:
         write_in_place(gm)
-    if plan.channels_last:
+    if plan is not None and plan.channels_last:
         lay_channels_last(gm)
     collect_new()  # before the large allocations
     if verify or (verify is None and prepared.args is not None):
@@ -70,7 +82,7 @@ def rewrite(
         emit(gm, prepared.tensors, torch.float64)  # rounded to the model's dtype, weights would hide a small mistake
         verify_models(prepared.original, gm, prepared.args, example_kwargs=prepared.kwargs, quick=True)
     emit(gm, prepared.tensors)
-    if plan.channels_last:
+    if plan is not None and plan.channels_last:
         lay_weights(gm)
     gm.recompile()
     gm.train(prepared.original.training)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from rmfx.backend.bound import Bound
+from rmfx.backend.compiler import _warn_once
 from rmfx.vision import import_torchvision
 
 # No deadlines: the first call of a torch kernel is slow. Derandomised: a red run must be red again.
@@ -49,6 +53,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing compiled before, and nothing left behind."""
+    torch._dynamo.reset()
+    _warn_once.cache_clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def folds(monkeypatch: pytest.MonkeyPatch) -> list[Bound]:
+    """The graph of each conversion by the back end, as they happen."""
+    seen: list[Bound] = []
+    convert = Bound._converted
+
+    def noted(self: Bound, args: tuple[Any, ...]) -> Callable[..., Any]:
+        seen.append(self)
+        return convert(self, args)
+
+    monkeypatch.setattr(Bound, "_converted", noted)
+    return seen
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import copy
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,18 +22,12 @@ from rmfx.errors import RmfxError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("fresh_dynamo"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler"),
 ]
 
 
 ALL = {"policy": "all"}
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,48 @@ def test_sums_write_in_place_only_over_what_nobody_reads() -> None:
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(finished(x), model(x), strict=True))
 
 
+def test_a_sum_of_two_types_is_not_written_in_place() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + x.double()
+
+    model, x = Mixed().eval(), torch.randn(*IMAGE)
+    finished = rmfx.apply_plan(Plan(Target(), in_place=True), model, x)
+    assert finished(x).dtype == model(x).dtype == torch.float64
+    assert torch.equal(finished(x), model(x))
+
+
+def test_an_activation_behind_a_sum_writes_in_place() -> None:
+    model, x = resnet()
+    finished = rmfx.apply_plan(Plan(Target(), in_place=True), model, x)
+    sums = [node for node in finished.graph.nodes if node.target in (operator.add, operator.iadd)]
+    assert all(node.target is operator.iadd for node in sums)
+    activations = [finished.get_submodule(str(next(iter(node.users)).target)) for node in sums]
+    assert all(getattr(activation, "inplace", False) for activation in activations)
+
+
+def test_plans_take_concats(tmp_path: Path) -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.last(torch.cat((x, self.conv(x).relu()), 1))
+
+    model, x = Dense().double().eval(), 8 * torch.randn(*IMAGE, dtype=torch.float64)
+    concat = next(node.name for node in prepare(model, x, {}).gm.graph.nodes if node.target is torch.cat)
+    plan = Plan(Target(), choices=(Choice("remove_residual", concat, "", True, {"concat": True}),))
+    plain = rmfx.apply_plan(Plan.load(plan.save(tmp_path / "plan.json")), model, x)
+    assert not any(node.target is torch.cat for node in plain.graph.nodes)
+    assert_equivalent(model, plain, x)
+
+
 def test_costs_count_what_layers_do() -> None:
     model, x = resnet()
     model = rmfx.convert(model, x, policy=[])  # sums behind convolutions, as runtimes fuse them
@@ -203,5 +246,7 @@ def test_bad_requests_say_what_to_do() -> None:
         rmfx.make_plan(model, x, target="eager:tpu")
     with pytest.raises(RmfxError, match="keep_bn=True is for training"):
         rmfx.convert(model, x, policy="auto", keep_bn=True)
+    with pytest.raises(RmfxError, match="fuse, max_growth and drop_dead_channels have no say where a plan decides"):
+        rmfx.convert(model, x, policy="auto", max_growth=1.0)
     with pytest.raises(RmfxError, match="measure must be"):
         rmfx.convert(model, x, policy="auto", measure=-1)

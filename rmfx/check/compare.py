@@ -100,7 +100,7 @@ def run(
 
 
 def is_floating(x: Any) -> bool:
-    """Whether ``value`` is a tensor of floating-point numbers."""
+    """Whether ``x`` is a tensor of floating-point numbers."""
     return isinstance(x, Tensor) and x.is_floating_point()
 
 

@@ -79,7 +79,8 @@ def export(
         if output is not None:
             rmfx.export(network, output, example, **asked)
         else:
-            serving = Serving(serve_on or "gpu", max_batch_size=32 if max_batch is None else max_batch)
+            told = {"on": serve_on, "max_batch_size": max_batch}
+            serving = Serving(**{key: value for key, value in told.items() if value is not None})  # type: ignore[arg-type]
             name = name or Path(model.rpartition(":")[2]).stem
             output = rmfx.export_triton(network, place, example, name=name, serving=serving, **asked)
     written = {"model": model, "output": str(output), "device": device, "bytes": output.stat().st_size}

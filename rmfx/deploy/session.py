@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -128,7 +128,7 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # onnxruntime runs on a stream of its own
         if self._recorded is None:
-            return self._run_bound(values)
+            return self._call(values)()
         return self._recorded.replay(self._session, values)
 
     __call__ = run
@@ -179,7 +179,19 @@ class Session:
             raise RmfxError(f"{told} on {value.device}: move it with .to({str(self.device)!r}), where the session runs")
         return value.detach().contiguous()
 
-    def _run_bound(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    def bound(self, *inputs: Tensor, **named: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """A call that runs the file on these very tensors, bound once: for many runs on one place in memory.
+
+        What is written into the inputs counts in the next call, and outputs of a call are overwritten by the next.
+
+        Raises:
+            RmfxError: as :meth:`run`.
+        """
+        if self._session is None:
+            raise RmfxError(f"the session of {self.file} is closed")
+        return self._call(self._checked(inputs, named))
+
+    def _call(self, inputs: list[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         sizes = {
             name: size
             for port, value in zip(self.inputs, inputs, strict=True)
@@ -188,10 +200,14 @@ class Session:
         }
         shapes = [[sizes.get(size) if isinstance(size, str) else size for size in port.shape] for port in self.outputs]
         known = [self._empty(port, shape) for port, shape in zip(self.outputs, shapes, strict=True)]
-        binding = self._bind(inputs, known)
-        _run(self._session, binding)
-        pairs = zip(known, binding.get_outputs(), strict=True)
-        return tuple(self._copied(made) if value is None else value for value, made in pairs)
+        session, binding = self._session, self._bind(inputs, known)
+
+        def call() -> tuple[Tensor, ...]:
+            _run(session, binding)
+            pairs = zip(known, binding.get_outputs(), strict=True)
+            return tuple(self._copied(made) if value is None else value for value, made in pairs)
+
+        return call
 
     def _empty(self, port: Port, shape: list[int | None]) -> Tensor | None:
         """A place for an output, or ``None`` where its size is known only when it is computed."""

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,13 +129,12 @@ def _model_folder(repository: Path, name: str) -> Iterator[Path]:
     try:
         model.mkdir(parents=True, exist_ok=True)
         yield model
-    except BaseException as problem:
+    except OSError as problem:
+        raise ExportError(f"cannot write to {model}: {problem.strerror or problem}") from problem
+    finally:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        if isinstance(problem, OSError):
-            raise ExportError(f"cannot write to {model}: {problem.strerror or problem}") from problem
-        raise
 
 
 @contextmanager
@@ -152,14 +151,12 @@ def _scratch_folder(model: Path) -> Iterator[Path]:
 def _publish(scratch: Path, model: Path, config: str) -> Path:
     """Make ``scratch`` the next version of ``model``, and replace its configuration; both or none."""
     version = model / str(1 + max(_versions(model), default=0))
-    try:
+    with ExitStack() as undo:
         with replacing(model / _CONFIG, ExportError) as file:
             file.write_text(config, encoding="utf-8")
+            undo.callback(shutil.rmtree, version, ignore_errors=True)
             scratch.rename(version)
-    except BaseException:
-        if not scratch.exists():
-            shutil.rmtree(version)
-        raise
+        undo.pop_all()
     return version
 
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from rmfx.algebra.affine import Affine, dense
 from rmfx.algebra.grid import layer_grid
-from rmfx.graph.facts import module_range, range_of, shape_of
+from rmfx.graph.facts import dtype_of, module_range, range_of, shape_of
 from rmfx.graph.stages import STAGES
 from rmfx.graph.tree import drop_unused
 
@@ -52,6 +52,8 @@ class Editor:
         node.meta["made"] = True
         node.meta["place"] = name.rpartition(".")[0]
         node.meta["range"] = module_range(module, range_of(source))
+        if (dtype := dtype_of(source)) is not None:
+            node.meta["dtype"] = dtype  # layers keep it
         if (shape := shape_of(source)) is not None:
             node.meta["shape"] = module(torch.empty(shape, device="meta")).shape if type(module) in STAGES else shape
         return node
@@ -68,7 +70,7 @@ class Editor:
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of ``old`` read ``new``, which computes the same value."""
-        for key in ("origin", "place", "shape", "range", "rank"):
+        for key in ("origin", "place", "shape", "dtype", "range", "rank"):
             if key in old.meta:
                 new.meta[key] = old.meta[key]
         old.replace_all_uses_with(new)

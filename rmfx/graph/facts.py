@@ -52,14 +52,14 @@ GIVEN_RANGE = "given_range"  # node.meta: an interval that the user knows of a v
 
 
 def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None:
-    """Fill ``"shape"`` (given ``example_inputs``) and ``"range"`` for every node; runs nothing for real."""
+    """Fill ``"range"`` of every node, given inputs also ``"shape"`` and ``"dtype"``; runs nothing for real."""
     if example_inputs is not None:
         with torch.no_grad():
             FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
     for node in gm.graph.nodes:
         value = node.meta.pop("val", None)
         if isinstance(value, torch.Tensor):
-            node.meta["shape"] = value.shape
+            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
         low, high = _range(gm, node)
         given = node.meta.get(GIVEN_RANGE, EVERYTHING)
         node.meta["range"] = max(low, given[0]), min(high, given[1])
@@ -68,6 +68,11 @@ def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None
 def shape_of(node: fx.Node) -> torch.Size | None:
     """The node's shape for the example inputs, or ``None`` where none were given or it is no tensor."""
     return node.meta.get("shape")
+
+
+def dtype_of(node: fx.Node) -> torch.dtype | None:
+    """The type of the node's elements for the example inputs, or ``None`` where none were given or it is no tensor."""
+    return node.meta.get("dtype")
 
 
 def rank_of(node: fx.Node) -> int | None:

@@ -36,10 +36,10 @@ def sweep(gm: fx.GraphModule, rule: Rule[Any, Any], veto: Veto = want_all, tune:
     applied: list[Applied] = []
     refused: list[Refused] = []
     for node in list(gm.graph.nodes):
-        match = rule.match(node)
+        tuned = tune(node, rule)
+        match = tuned.match(node)
         if match is None:
             continue
-        tuned = tune(node, rule)
         plan = tuned.check(match)
         if isinstance(plan, Refusal):
             refused.append(Refused(*_where(node), plan.reason))

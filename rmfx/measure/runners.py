@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmfx.deploy import runtime
 from rmfx.deploy.export import export
+from rmfx.deploy.session import Session
 from rmfx.measure.paired import Call
 from rmfx.measure.target import Target
 from rmfx.quiet import quiet
@@ -37,7 +36,7 @@ def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft:
     """
     values = tuple(inputs)
     if target.runtime == "onnxruntime":
-        return session_call(_draft(model, values) if draft else _exported(model, values), values, target)
+        return _session(model, values, target, draft)
     model, values = model.to(target.device), tuple(value.to(target.device) for value in values)
     call = _bound(model if target.runtime == "eager" else _compiled(model), values)
     return call if target.threads is None else _held_to(call, target.threads)
@@ -52,37 +51,21 @@ def _compiled(model: nn.Module) -> Callable[..., Any]:
     return compiled
 
 
-def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+def _session(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, draft: bool) -> Call:
     with tempfile.TemporaryDirectory() as folder:
-        path = export(model, Path(folder) / "network.onnx", inputs, check=False, dynamic_batch=False)
-        return path.read_bytes()
+        path = Path(folder) / "network.onnx"
+        if draft:
+            with quiet():
+                torch.onnx.export(model, inputs, path, dynamo=False)
+        else:
+            export(model, path, inputs, check=False, dynamic_batch=False)
+        return session_call(path, inputs, target)
 
 
-def _draft(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    buffer = io.BytesIO()
-    with quiet():
-        torch.onnx.export(model, inputs, buffer, dynamo=False)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def session_call(model: str | Path | bytes, inputs: Sequence[Tensor], target: Target) -> Call:
-    """A call that runs an ONNX file, or its contents, in onnxruntime; tensors stay on its device (IO binding)."""
-    session = runtime.session(model, target.device, threads=target.threads)
-    kind, _, index = target.device.partition(":")
-    place = (kind, int(index or 0))
-    values = runtime.require(target.device).OrtValue
-    binding = session.io_binding()
-    for entry, value in zip(session.get_inputs(), inputs, strict=True):
-        binding.bind_ortvalue_input(entry.name, values.ortvalue_from_numpy(value.cpu().numpy(), *place))
-    for entry in session.get_outputs():
-        binding.bind_output(entry.name, *place)
-
-    def call() -> object:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-        return binding
-
-    return call
+def session_call(path: str | Path, inputs: Sequence[Tensor], target: Target) -> Call:
+    """A call that runs an ONNX file in onnxruntime, on tensors that lie on its device."""
+    session = Session(path, target.device, threads=target.threads)
+    return session.bound(*(value.to(session.device) for value in inputs))
 
 
 def _bound(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Call:

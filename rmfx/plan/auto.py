@@ -47,14 +47,14 @@ def plan_network(
     inputs = _positional(prepared)
     target = options.target
     eager = target.runtime == "eager"
-    pricer = Pricer(target, options.seconds, cache or PriceCache(FOLDER), on_step)
-    pricer.channels_last = eager and target.device == "cpu" and any(x.dim() == 4 for x in inputs)
+    channels_last = eager and target.device == "cpu" and any(x.dim() == 4 for x in inputs)
+    pricer = Pricer(target, options.seconds, cache or PriceCache(FOLDER), on_step, channels_last=channels_last)
     choices = Planner(pricer).run(prepared.gm, planned_passes(removal_of(options)))
     plan = Plan(
         target,
         tuple(tuple(x.shape) for x in inputs),
         choices,
-        channels_last=pricer.channels_last,
+        channels_last=channels_last,
         in_place=eager,
     )
     if not options.seconds:
@@ -77,16 +77,15 @@ def _tried(
     """The fastest of the plan's alternatives, or to do nothing."""
     original = runner(copy.deepcopy(prepared.original), inputs, plan.target)
     seconds = min(_TRIAL_SECONDS, _TRIAL_SHARE * options.seconds)
-    found: list[tuple[float, Comparison, Plan]] = []
+    found: list[tuple[Comparison, Plan]] = []
     for label, candidate in _alternatives(plan):
         if on_step is not None:
             on_step(f"the whole network, {label}")
         network = rewrite(copy.deepcopy(prepared.original), inputs, {}, replace(options, policy=candidate), False)
         call = runner(network, inputs, plan.target)
-        comparison = compare(label, original, call, pairs=_TRIAL_PAIRS, seconds=seconds)
-        found.append((comparison.interval[1], comparison, candidate))  # the surest one wins, not the luckiest
-    _, best, chosen = min(found, key=lambda item: item[0])
-    notes = tuple(f"whole network: {comparison}" for _, comparison, _ in found)
+        found.append((compare(label, original, call, pairs=_TRIAL_PAIRS, seconds=seconds), candidate))
+    best, chosen = min(found, key=lambda item: item[0].interval[1])  # the surest one wins, not the luckiest
+    notes = tuple(f"whole network: {comparison}" for comparison, _ in found)
     if best.verdict == "slower":
         return Plan(plan.target, plan.shapes, original=True, notes=notes)
     return replace(chosen, notes=notes)

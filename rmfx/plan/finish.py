@@ -7,7 +7,8 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from rmfx.graph.facts import is_sum, module_of, shape_of
+from rmfx.algebra.pointwise import NORMS
+from rmfx.graph.facts import dtype_of, is_sum, module_of, shape_of
 from rmfx.graph.linear import MIXING
 from rmfx.modules import ChannelsLast
 
@@ -53,8 +54,10 @@ def _add_in_place(node: fx.Node) -> None:
     first, second = node.args
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
         return
+    facts = shape_of(node), dtype_of(node)
     for target, other in ((first, second), (second, first)):
-        if _is_fresh(target) and target is not other and shape_of(target) == shape_of(node) is not None:
+        alike = None not in facts and (shape_of(target), dtype_of(target)) == facts  # nothing broadcast or promoted
+        if alike and _is_fresh(target):
             node.target, node.args = operator.iadd, (target, other)
             return
 
@@ -63,7 +66,7 @@ def _is_fresh(node: fx.Node) -> bool:
     """Whether the value of ``node`` has memory of its own, which only its one reader will see."""
     if len(node.users) != 1:
         return False
-    return is_sum(node) or isinstance(module_of(node), (*MIXING, nn.modules.batchnorm._BatchNorm))
+    return node.target in (operator.add, operator.iadd) or isinstance(module_of(node), (*MIXING, *NORMS))
 
 
 def laid_out(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -6,12 +6,9 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from rmfx.graph.facts import is_plain, module_of, shape_of
-from rmfx.modules import SizeGuard
-
-_STATE = ("weight", "bias", "num_batches_tracked")  # tensors whose shapes the text of a layer tells
 
 
 def cut_out(scope: Sequence[fx.Node]) -> fx.GraphModule:
@@ -42,7 +39,7 @@ def outputs_of(piece: fx.GraphModule) -> list[fx.Node]:
     return next(node for node in piece.graph.nodes if node.op == "output").all_input_nodes
 
 
-def inputs_of(piece: fx.GraphModule, batch: int | None = None) -> tuple[Tensor, ...] | None:
+def inputs_of(piece: fx.GraphModule) -> tuple[Tensor, ...] | None:
     """Random inputs of the shapes that the nodes know, or ``None`` where one of them is no tensor of known shape."""
     made: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
@@ -52,8 +49,7 @@ def inputs_of(piece: fx.GraphModule, batch: int | None = None) -> tuple[Tensor, 
         shape = shape_of(node)
         if shape is None or is_plain(node):
             return None
-        sizes = tuple(shape) if batch is None else (batch, *shape[1:])
-        made.append(torch.randn(sizes, generator=generator))
+        made.append(torch.randn(shape, generator=generator))
     return tuple(made)
 
 
@@ -84,7 +80,4 @@ def runnable(piece: fx.GraphModule) -> fx.GraphModule:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 if tensor.is_floating_point():
                     tensor.data.normal_(0, 0.05, generator=generator)
-    for name, module in list(made.named_modules()):
-        if isinstance(module, SizeGuard):
-            made.set_submodule(name, nn.Identity())
     return made.float().eval()

@@ -31,6 +31,7 @@ class Planner:
     def __init__(self, pricer: Pricer) -> None:
         self._pricer = pricer
         self._prices: dict[tuple[str, str], Priced] = {}
+        self._forms: dict[str, Rule[Any, Any]] = {}  # variants of the rule at hand, by their options
         self._wishes: dict[str, Wish] = {}
         self._rule: Rule[Any, Any] | None = None
         self._variants: dict[tuple[str, str], dict[str, Any]] = {}
@@ -43,16 +44,15 @@ class Planner:
         """
         results: list[PassResult] = []
         for rule in passes:
-            self._wishes = choose(gm, rule, self._pricer) if len(rule.variants()) > 1 else {}
+            self._forms = {str(options_of(variant)): variant for variant in rule.variants()}
+            self._wishes = choose(gm, rule, self._pricer) if len(self._forms) > 1 else {}
             results += run_passes(gm, (rule,), self._veto, tune=self._tune)
         return tuple(choice for result in results for choice in self._choices(result))
 
     def _tune(self, node: fx.Node, rule: Rule[Any, Any]) -> Rule[Any, Any]:
         wish = self._wishes.get(origin_of(node))
-        variants = {str(options_of(variant)): variant for variant in rule.variants()}
-        tuned = variants.get(str(wish.variant), rule) if wish is not None else rule
-        self._rule = tuned
-        return tuned
+        self._rule = rule if wish is None else self._forms.get(str(wish.variant), rule)
+        return self._rule
 
     def _veto(self, node: fx.Node, plan: object, price: Price) -> str | None:
         rule = self._rule
@@ -64,8 +64,8 @@ class Planner:
         if (wish := self._wishes.get(origin_of(node))) is not None:
             self._prices[key] = wish.price
             return None if wish.variant is not None else KEPT
-        if len(rule.variants()) > 1:
-            return KEPT
+        if len(self._forms) > 1:
+            return KEPT  # legal here, but not in its place by itself
         self._prices[key] = found = self._local(rule, plan, node)
         pays = found.after < found.before or (found.after == found.before and price.growth < 1)
         return None if pays else KEPT

@@ -51,11 +51,20 @@ class Pricer:
         seconds: time that measuring may take in all; 0 to estimate only.
         cache: of measured prices.
         on_step: told what is measured next.
+        channels_last: the layout of images to measure in.
     """
 
-    def __init__(self, target: Target, seconds: float, cache: PriceCache, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        seconds: float,
+        cache: PriceCache,
+        on_step: OnStep | None = None,
+        *,
+        channels_last: bool = False,
+    ) -> None:
         self.target = target
-        self.channels_last = False
+        self.channels_last = channels_last
         self._cache = cache
         self._budget = seconds
         self._ends: float | None = None

@@ -74,14 +74,6 @@ class Plan:
     original: bool = False
     notes: tuple[str, ...] = ()
 
-    def find(self, rule: str, node: str) -> Choice | None:
-        """The choice for a pass at a node, or ``None`` where the plan knows of none."""
-        return self._index.get((rule, node))
-
-    @property
-    def _index(self) -> dict[tuple[str, str], Choice]:
-        return {(choice.rule, choice.node): choice for choice in self.choices}
-
     def count(self, rule: str) -> int:
         """How many places a pass rewrites."""
         return sum(choice.applied for choice in self.choices if choice.rule == rule)
