@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -98,6 +99,19 @@ def test_compare_tells_slower_from_faster() -> None:
     assert 1 < low <= result.ratio <= high
     with pytest.raises(ValueError, match="pairs must be at least 2, got 1"):
         compare("sleep", int, int, pairs=1)
+
+
+def test_whose_turn_it_was_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, before = 0.0, ""
+
+    def call(who: str) -> None:
+        nonlocal now, before
+        now += 1.2 if who != before else 1.0  # the caches are full of the other's data
+        before = who
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    ratios = compare("turns", partial(call, "a"), partial(call, "b"), pairs=7).ratios
+    assert len(ratios) == 7 and all(abs(ratio - 1) < 1e-12 for ratio in ratios)
 
 
 def test_the_verdict_is_what_was_measured() -> None:

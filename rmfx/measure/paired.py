@@ -27,7 +27,8 @@ class Comparison:
 
     Attributes:
         label: what was compared, for people.
-        first, second: milliseconds per call; ``first[i]`` and ``second[i]`` were taken one right after the other.
+        first, second: milliseconds per call; ``first[i]`` and ``second[i]`` are of one block of samples, see
+            :func:`compare`.
     """
 
     label: str
@@ -94,7 +95,10 @@ class Comparison:
 
 
 def compare(label: str, first: Call, second: Call, *, pairs: int = 50, seconds: float | None = None) -> Comparison:
-    """Time ``first`` and ``second`` in alternation, so that a slow moment of the machine hits both.
+    """Time ``first`` and ``second`` in blocks of four samples, first, second, second, first, and pair their means.
+
+    So a slow moment of the machine hits both, and what a call finds in the caches, which depends on whose turn it was
+    before, hits both alike.
 
     Args:
         label: the name for the result.
@@ -119,11 +123,8 @@ def compare(label: str, first: Call, second: Call, *, pairs: int = 50, seconds: 
     ends = math.inf if seconds is None else time.perf_counter() + seconds
     taken: list[tuple[float, float]] = []
     while len(taken) < pairs and (len(taken) < min(pairs, _FEWEST_PAIRS) or time.perf_counter() < ends):
-        if len(taken) % 2 == 0:  # who goes first alternates, too: the second finds warm caches
-            a, b = sample(first, together), sample(second, together)
-        else:
-            b, a = sample(second, together), sample(first, together)
-        taken.append((a, b))
+        a, b, d, c = (sample(call, together) for call in (first, second, second, first))
+        taken.append(((a + c) / 2, (b + d) / 2))
     firsts, seconds_ = zip(*taken, strict=True)
     return Comparison(label, firsts, seconds_)
 
