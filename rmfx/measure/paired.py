@@ -122,6 +122,7 @@ def compare(label: str, first: Call, second: Call, *, pairs: int = 50, seconds: 
     together = max(calls)  # as many of each: caches and clocks then treat them alike
     ends = math.inf if seconds is None else time.perf_counter() + seconds
     taken: list[tuple[float, float]] = []
+    first()  # with which every later block finds the caches
     while len(taken) < pairs and (len(taken) < min(pairs, _FEWEST_PAIRS) or time.perf_counter() < ends):
         a, b, d, c = (sample(call, together) for call in (first, second, second, first))
         taken.append(((a + c) / 2, (b + d) / 2))
