@@ -30,7 +30,7 @@ def file(tmp_path: Path, name: str, width: int) -> Path:
 
 
 @pytest.mark.parametrize("first", ["eager", "inductor", "onnxruntime"])
-@pytest.mark.parametrize("second", ["eager", "inductor", "onnxruntime"])
+@pytest.mark.parametrize("second", ["eager", "inductor", "onnxruntime", "onnxruntime-int8"])
 def test_every_pair_of_runtimes(first: str, second: str) -> None:
     told = json.loads(
         bench("rmfx:resnet20", "rmfx:resnet20", "--runtime", first, "--runtime-b", second, "--size", 16, "--json")

@@ -225,6 +225,23 @@ def test_measured_prices_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert_equivalent(model.double(), rmfx.apply_plan(plan, model, x.double()), x.double())
 
 
+def test_int8_has_prices_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_TRIAL_SECONDS", 0.1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), *(PartialResidual(16, 12, 16, 1, 4) for _ in range(2))).eval()
+    x = 8 * torch.randn(2, 3, 16, 16)
+    timed: dict[str, list[str]] = {}
+    for runtime in ("onnxruntime", "onnxruntime-int8"):
+        plan = rmfx.make_plan(
+            model, x, target=runtime, measure=600, cache=tmp_path, on_step=timed.setdefault(runtime, []).append
+        )
+        assert_equivalent(model.double(), rmfx.apply_plan(plan, model, x.double()), x.double())
+        model.float()
+    assert all(any("layers on" in step for step in steps) for steps in timed.values()), (
+        "a price was taken from the other"
+    )
+
+
 def test_a_damaged_price_is_measured_again(tmp_path: Path) -> None:
     cache, pair = PriceCache(tmp_path), Pair(1.0, 0.5, 0.4, 0.6)
     cache.put(("a",), pair)
@@ -242,6 +259,8 @@ def test_bad_requests_say_what_to_do() -> None:
         rmfx.convert(model, policy="auto")
     with pytest.raises(RmfxError, match="unknown runtime 'tvm': choose one of eager, inductor, onnxruntime"):
         rmfx.convert(model, x, policy="auto", target="tvm")
+    with pytest.raises(RmfxError, match="int8 kernels for the CPU only, not for cuda: choose cpu"):
+        rmfx.convert(model, x, policy="auto", target="onnxruntime-int8:cuda")
     with pytest.raises(RmfxError, match="unknown device 'tpu'"):
         rmfx.make_plan(model, x, target="eager:tpu")
     with pytest.raises(RmfxError, match="keep_bn=True is for training"):

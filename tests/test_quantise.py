@@ -22,6 +22,8 @@ from rmfx.cli.app import app
 from rmfx.deploy.balance import balance, best_factors
 from rmfx.errors import ExportError, OnnxImportError, RmfxError, RuntimeUnavailableError
 from rmfx.hostile import randomise
+from rmfx.measure.runners import runner
+from rmfx.measure.target import Target
 from rmfx.models import cifar_resnet
 
 X = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -64,6 +66,13 @@ def test_the_file_is_in_int8_and_as_far_off_as_is_told(tmp_path: Path) -> None:
     assert done.agreement == float((before.argmax(1) == after.argmax(1)).double().mean()) > 0.8
     assert done.samples == 64 and done.bytes_after < 0.5 * done.bytes_before == 0.5 * source.stat().st_size
     assert json.loads(json.dumps(done.to_dict()))["path"] == str(done.path)
+
+
+def test_a_target_in_int8_runs_in_int8() -> None:
+    network = plain()
+    calls = [runner(network, (X,), Target(runtime)) for runtime in ("onnxruntime", "onnxruntime-int8")]
+    [(expected,), (moved,)] = [call() for call in calls]  # type: ignore[misc, attr-defined]
+    assert 1e-3 < float((moved - expected).norm() / expected.norm()) < 0.1
 
 
 def test_options_reach_the_quantiser(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rmfx.errors import OnnxImportError
 from rmfx.graph.cost import network_parameters
 from rmfx.measure.paired import Call, Comparison, compare
 from rmfx.measure.runners import runner, session_call
-from rmfx.measure.target import Target
+from rmfx.measure.target import RUNTIMES, Target
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def bench(
     first: Annotated[str, typer.Argument(metavar="A", help="A MODEL: a name, a .rmfx file, or an .onnx file.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another MODEL, or the same one.")],
     runtime: Annotated[
-        str, typer.Option("--runtime", metavar="RUNTIME[:DEVICE]", help="eager, inductor or onnxruntime, of A.")
+        str,
+        typer.Option("--runtime", metavar="RUNTIME[:DEVICE]", help=f"Of A, one of {', '.join(RUNTIMES)}."),
     ] = "eager",
     runtime_b: Annotated[
         str | None, typer.Option("--runtime-b", metavar="RUNTIME[:DEVICE]", help="That of B, if it is another one.")

@@ -10,7 +10,7 @@ import torch
 import typer
 
 from rmfx.learn.recipe import Precision, Schedule
-from rmfx.measure.target import Target
+from rmfx.measure.target import RUNTIMES, Target
 
 Carrier = Literal["auto", "direct", "masked", "split", "shift"]
 Downsample = Literal["cheaper", "conv", "input"]
@@ -92,7 +92,9 @@ PolicyOption = Annotated[
 TargetOption = Annotated[
     str,
     typer.Option(
-        "--target", metavar="RUNTIME[:DEVICE]", help="eager, inductor or onnxruntime; ':cuda' behind for a GPU."
+        "--target",
+        metavar="RUNTIME[:DEVICE]",
+        help=f"One of {', '.join(RUNTIMES)}; ':cuda' behind for a GPU.",
     ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Of the runtime, on a CPU.")]

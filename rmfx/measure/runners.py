@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmfx.deploy.export import export
+from rmfx.deploy.quantise import quantise
 from rmfx.deploy.session import Session
 from rmfx.measure.paired import Call
 from rmfx.measure.target import Target
@@ -23,8 +24,9 @@ def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft:
 
     Args:
         model: in eval mode; moved to the device of ``target``.
-        inputs: positional tensors; moved there, too.
-        draft: for onnxruntime, export by torch's older exporter, which takes milliseconds: enough to time a few plain
+        inputs: positional tensors; moved there, too. They are what int8 is calibrated on: latency does not depend on
+            scales.
+        draft: for ONNX files, export by torch's older exporter, which takes milliseconds: enough to time a few plain
             layers that nobody will deploy.
 
     Raises:
@@ -35,7 +37,7 @@ def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft:
     tensor([0., 0.])
     """
     values = tuple(inputs)
-    if target.runtime == "onnxruntime":
+    if target.runtime.startswith("onnxruntime"):
         return _session(model, values, target, draft)
     model, values = model.to(target.device), tuple(value.to(target.device) for value in values)
     call = _bound(model if target.runtime == "eager" else _compiled(model), values)
@@ -59,6 +61,8 @@ def _session(model: nn.Module, inputs: tuple[Tensor, ...], target: Target, draft
                 torch.onnx.export(model, inputs, path, dynamo=False)
         else:
             export(model, path, inputs, check=False, dynamic_batch=False)
+        if target.runtime == "onnxruntime-int8":
+            path = quantise(path, path.with_suffix(".int8.onnx"), [inputs]).path
         return session_call(path, inputs, target)
 
 

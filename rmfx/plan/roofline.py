@@ -21,8 +21,6 @@ from rmfx.graph.linear import affine_of, dims_of, mixes
 from rmfx.measure.target import Target
 from rmfx.modules import ChannelSlice
 
-_FLOAT = 4  # bytes
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -38,6 +36,7 @@ class Profile:
         fuses_sums: whether a sum is computed within the convolution before it.
         breaks: whether an activation that is not fused also costs a change of memory layout, forth and back.
         copies_slices: whether a slice of channels is copied.
+        number: bytes of a weight and of an activation.
     """
 
     macs: float
@@ -49,6 +48,7 @@ class Profile:
     fuses_sums: bool
     breaks: bool = False
     copies_slices: bool = True
+    number: int = 4
 
 
 _ORT_FUSES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh)
@@ -56,6 +56,9 @@ _PROFILES = {
     ("eager", "cpu"): Profile(80e9, 0.6, 0.12, 20e9, 8e-6, (), False, copies_slices=False),
     ("inductor", "cpu"): Profile(100e9, 0.6, 0.12, 20e9, 2e-6, None, True),
     ("onnxruntime", "cpu"): Profile(60e9, 0.6, 0.25, 20e9, 2e-6, _ORT_FUSES, True, breaks=True),
+    ("onnxruntime-int8", "cpu"): Profile(
+        150e9, 0.4, 0.1, 10e9, 3e-6, (nn.ReLU, nn.ReLU6), False, breaks=True, number=1
+    ),
     ("eager", "cuda"): Profile(20e12, 0.3, 0.05, 2e12, 6e-6, (), False, copies_slices=False),
     ("inductor", "cuda"): Profile(20e12, 0.3, 0.05, 2e12, 3e-6, (), False),
     ("onnxruntime", "cuda"): Profile(20e12, 0.3, 0.05, 2e12, 3e-6, (nn.ReLU,), False),
@@ -69,7 +72,7 @@ class Cost:
     Attributes:
         macs: multiply-accumulates.
         parameters: numbers in layers.
-        activation_bytes: read and written by kernels, in float32, without weights.
+        activation_bytes: read and written by kernels, without weights.
         kernels: number of launches.
         seconds: the estimate.
     """
@@ -120,11 +123,11 @@ def _kernel(node: fx.Node, profile: Profile) -> Cost:
     parameters = layer_parameters(node)
     if isinstance(module, ChannelSlice | nn.Flatten | nn.Identity) and not profile.copies_slices:
         return Cost(parameters=parameters)
-    written = _bytes(node)
+    written = _bytes(node, profile)
     if _is_fused(node, profile):
         extra = written if is_sum(node) else 0  # the other operand is read; writing replaces the convolution's
         return Cost(0, parameters, extra, 0, extra / profile.bandwidth)
-    read = sum(_bytes(source) for source in node.all_input_nodes)
+    read = sum(_bytes(source, profile) for source in node.all_input_nodes)
     moved = read + written
     if not mixes(node):
         times = (
@@ -132,7 +135,7 @@ def _kernel(node: fx.Node, profile: Profile) -> Cost:
         )
         return Cost(0, parameters, moved, 1, times * moved / profile.bandwidth + profile.launch)
     macs, rate = _arithmetic(node, profile)
-    seconds = max(macs / rate, (moved + _FLOAT * parameters) / profile.bandwidth)
+    seconds = max(macs / rate, (moved + profile.number * parameters) / profile.bandwidth)
     return Cost(macs, parameters, moved, 1, seconds + profile.launch)
 
 
@@ -166,6 +169,6 @@ def _fusible(module: nn.Module, profile: Profile) -> bool:
     return profile.fuses is None or type(module) in profile.fuses
 
 
-def _bytes(node: fx.Node) -> int:
+def _bytes(node: fx.Node, profile: Profile) -> int:
     shape = shape_of(node)
-    return _FLOAT * prod(shape) if isinstance(shape, torch.Size) else 0
+    return profile.number * prod(shape) if isinstance(shape, torch.Size) else 0
