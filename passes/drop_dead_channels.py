@@ -37,7 +37,7 @@ from torch import Tensor, fx, nn
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.bounds import padding_taps
 from rmfx.algebra.pointwise import is_pointwise
-from rmfx.algebra.select import select_channels, select_inputs, select_outputs
+from rmfx.algebra.select import select_groups, select_inputs, select_outputs
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import (
     ZERO_PADDING,
@@ -216,7 +216,7 @@ def _kept(droppable: Tensor, groups: int) -> Tensor | None:
 def _restricted(node: fx.Node, kept: Tensor, dims: int) -> Affine | nn.Module:
     """The layer of ``node`` on the channels ``kept``."""
     if _is_depthwise(node):
-        return select_channels(affine_of(node, dims), kept)
+        return select_groups(affine_of(node, dims), kept)
     module = module_of(node)
     assert module is not None
     return narrowed(module, kept)

@@ -36,6 +36,7 @@ from rmfx.lower import lower
 from rmfx.measure.target import Target
 from rmfx.onnx_in.importer import from_onnx
 from rmfx.plan.value import Plan
+from rmfx.pruning.prune import Pruned, prune
 from rmfx.ranges import bounds_from_data
 from rmfx.report import Entry, Report, report
 from rmfx.training import calibrate
@@ -54,6 +55,7 @@ __all__ = [
     "PlanError",
     "PrecisionGap",
     "PrecisionGaps",
+    "Pruned",
     "Quantised",
     "Report",
     "RmfxError",
@@ -78,6 +80,7 @@ __all__ = [
     "lower",
     "make_plan",
     "precision_gaps",
+    "prune",
     "quantise",
     "report",
     "save",

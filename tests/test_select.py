@@ -7,7 +7,7 @@ import torch
 
 from rmfx.algebra.affine import from_tensors
 from rmfx.algebra.grid import Grid
-from rmfx.algebra.select import select_channels, select_inputs, select_outputs
+from rmfx.algebra.select import select_groups, select_inputs, select_outputs
 from rmfx.errors import InexactError
 
 FLOAT64 = torch.float64
@@ -19,8 +19,14 @@ def test_select_keeps_groups_equally_wide() -> None:
         for kept in ([0, 1, 2], [0, 1], []):
             with pytest.raises(InexactError, match="groups must stay equally wide"):
                 select(grouped, torch.tensor(kept, dtype=torch.long))
-    with pytest.raises(InexactError, match="only a depthwise map has the same channels before and after it"):
-        select_channels(grouped, torch.tensor([0]))
+
+
+def test_whole_groups_go_with_their_inputs_and_outputs() -> None:
+    weight = torch.arange(12.0).reshape(6, 2)
+    narrow = select_groups(from_tensors(weight, torch.arange(6.0), Grid(), groups=3), torch.tensor([0, 2]))
+    assert (narrow.in_channels, narrow.out_channels, narrow.groups) == (4, 4, 2)
+    kept, bias = narrow.weights()
+    assert bias is not None and bias.tolist() == [0, 1, 4, 5] and torch.equal(kept, weight[[0, 1, 4, 5]].double())
 
 
 def test_a_constant_needs_a_home_under_zero_padding() -> None:

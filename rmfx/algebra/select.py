@@ -29,17 +29,34 @@ def select_outputs(affine: Affine, kept: Tensor) -> Affine:
     return replace(affine, out_channels=len(kept), compute=rounded(compute), stored=None)
 
 
-def select_channels(affine: Affine, kept: Tensor) -> Affine:
-    """A depthwise map on the channels ``kept`` only."""
-    if not affine.groups == affine.in_channels == affine.out_channels:
-        raise InexactError("only a depthwise map has the same channels before and after it")
+def select_groups(affine: Affine, kept: Tensor) -> Affine:
+    """The map made of the groups ``kept`` (sorted): of a depthwise one, that on those channels only.
+
+    >>> from rmfx.algebra.affine import from_tensors
+    >>> from rmfx.algebra.grid import Grid
+    >>> narrow = select_groups(from_tensors(torch.arange(4.0)[:, None], None, Grid(), groups=2), torch.tensor([1]))
+    >>> narrow.in_channels, narrow.weights()[0].flatten().tolist()
+    (1, [2.0, 3.0])
+    """
+    width, height = (channels // affine.groups for channels in (affine.in_channels, affine.out_channels))
+    rows = (kept[:, None] * height + torch.arange(height)).reshape(-1)
 
     def compute() -> Weights:
         weight, bias = affine.weights()
-        return weight[kept], None if bias is None else bias[kept]
+        return weight[rows], None if bias is None else bias[rows]
 
-    width = len(kept)
-    return replace(affine, in_channels=width, out_channels=width, groups=width, compute=rounded(compute), stored=None)
+    narrow = replace(affine, in_channels=width * len(kept), out_channels=len(rows), groups=len(kept))
+    return replace(narrow, compute=rounded(compute), stored=None)
+
+
+def without_weights(affine: Affine, rows: Tensor) -> Affine:
+    """The map whose outputs ``rows`` (bool ``[out]``) are their biases alone."""
+
+    def compute() -> Weights:
+        weight, bias = affine.weights()
+        return torch.where(rows.reshape(-1, *[1] * (weight.dim() - 1)), 0.0, weight), bias
+
+    return replace(affine, compute=rounded(compute), stored=None)
 
 
 def select_inputs(affine: Affine, kept: Tensor, constants: Tensor) -> Affine:

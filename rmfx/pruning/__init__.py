@@ -1,0 +1,1 @@
+"""Pruning: which channels go together, which say least, and the network without them."""
