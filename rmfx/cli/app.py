@@ -28,6 +28,7 @@ from rmfx.cli.explain import explain
 from rmfx.cli.export import export
 from rmfx.cli.finetune import finetune
 from rmfx.cli.plan import plan
+from rmfx.cli.prune import prune
 from rmfx.cli.quantise import quantise
 from rmfx.cli.train import train
 from rmfx.cli.verify import verify
@@ -47,7 +48,7 @@ Exit codes: 0 done; 1 the result is wrong or could not be made; 2 the request ca
 """
 
 app = typer.Typer(name="rmfx", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (explain, plan, convert, verify, export, quantise, bench, train, finetune, demo, doctor):
+for command in (explain, plan, convert, verify, export, quantise, bench, train, finetune, prune, demo, doctor):
     app.command()(command)
 
 

@@ -14,7 +14,8 @@ import typer
 from torch import nn
 
 from rmfx import zoo
-from rmfx.cli import console
+from rmfx.cli import console, options
+from rmfx.cli.source import is_saved, open_model
 from rmfx.learn.data import Data
 from rmfx.learn.machine import open_machine
 from rmfx.learn.metrics import Epoch, History
@@ -65,8 +66,12 @@ def open_named(name: str, root: Path | None) -> Data:
 
 
 def network_for(name: str, data: Data, weights: Path | None, seed: int) -> nn.Module:
-    """The network called ``name``, with the channels and classes of ``data`` where its builder takes them."""
+    """The network called ``name``, with the channels and classes of ``data`` where its builder takes them; or saved."""
     with console.step(f"building {name}"):
+        if is_saved(name):
+            if weights is not None:
+                raise typer.BadParameter(f"--weights: {name} holds its own")
+            return open_model(name, options.ModelOptions()).network
         arguments = zoo.arguments_for(name, data.shape[0], data.classes)
         return zoo.build(name, weights=weights, seed=seed, arguments=arguments)
 

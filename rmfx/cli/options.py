@@ -67,6 +67,12 @@ Model = Annotated[
 NamedModel = Annotated[
     str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, rmfx:NAME, or path/to/file.py:FACTORY.")
 ]
+SavedModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, rmfx:NAME, path/to/file.py:FACTORY, or a .rmfx file."
+    ),
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="State dict to load: .safetensors, or .pt without code in it."),

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import fx
 
+import rmfx
 from rmfx.cli import learning, options
 from rmfx.learn.distill import Distillation
 from rmfx.learn.objective import Objective
@@ -17,7 +19,7 @@ _DEFAULT = Recipe()
 
 
 def train(
-    model: options.NamedModel,
+    model: options.SavedModel,
     output: options.FolderOption,
     data: options.DataOption = "digits",
     data_root: options.DataRootOption = None,
@@ -50,7 +52,8 @@ def train(
     """Train a network; FOLDER gets its weights, a checkpoint to resume from, and the metrics of each epoch.
 
     Several processes, also on several machines, share each batch: accelerate launch -m rmfx train ...
-    Give FOLDER/model.safetensors to the other commands with --weights. Needs pip install 'rmfx[train]'.
+    Give FOLDER/model.safetensors to the other commands with --weights; a .rmfx file becomes FOLDER/model.rmfx. Needs
+    pip install 'rmfx[train]'.
     """
     recipe = Recipe(
         *(epochs, batch, learning_rate, momentum, nesterov, weight_decay, schedule, step_every, step_factor),
@@ -77,5 +80,10 @@ def train(
                 on_step=on_step,
                 on_epoch=learning.tell_epoch,
             )
-        if speaks:
-            learning.tell_result(asked, history, "model.safetensors", json)
+        if not speaks:
+            return
+        written = "model.safetensors"
+        if isinstance(network, fx.GraphModule):  # its layers are in no code that weights could be loaded into
+            written = "model.rmfx"
+            rmfx.save(network, output / written)
+        learning.tell_result(asked, history, written, json)

@@ -6,6 +6,7 @@ from rmfx.learn.finetune import FineTuned, finetune
 from rmfx.learn.metrics import Epoch, History
 from rmfx.learn.objective import Objective
 from rmfx.learn.recipe import Recipe
+from rmfx.learn.rounds import Round, prune_in_rounds
 from rmfx.learn.sources import open_data
 from rmfx.learn.trainer import train
 
@@ -17,9 +18,11 @@ __all__ = [
     "History",
     "Objective",
     "Recipe",
+    "Round",
     "Share",
     "Split",
     "finetune",
     "open_data",
+    "prune_in_rounds",
     "train",
 ]

@@ -19,6 +19,7 @@ from rmfx.plan.roofline import cost
 OnStep = Callable[[str], None]  # told what is being measured
 
 _HOPELESS = 1.3  # forms that the estimate finds so much slower are not measured
+_BELIEVED = 1.5  # an estimate is not believed that more than so many times the arithmetic is faster
 _PAIRS = 15
 
 
@@ -93,6 +94,8 @@ class Pricer:
     def _price(self, before: fx.GraphModule, after: fx.GraphModule, key: tuple[str, str]) -> Priced:
         first, second = cost(before.graph.nodes, self.target), cost(after.graph.nodes, self.target)
         estimated = Priced(1e3 * first.seconds, 1e3 * second.seconds)
+        if second.macs > _BELIEVED * first.macs:  # a small kernel is far from the rate of its profile
+            estimated = Priced(estimated.before, max(estimated.after, estimated.before))
         hopeless = estimated.after > _HOPELESS * estimated.before
         if not self._budget or hopeless or second.at_most(first):
             return estimated

@@ -1,0 +1,133 @@
+"""``rmfx prune``: remove the channels that say least, in one go or in rounds with training between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from torch import fx, nn
+
+import rmfx
+from rmfx.cli import console, learning, options
+from rmfx.cli.outcome import check_output, without_warning
+from rmfx.cli.source import is_saved
+from rmfx.learn.data import Data
+from rmfx.learn.evaluate import check_fits
+from rmfx.learn.finetune import RECIPE
+from rmfx.learn.recipe import Recipe
+from rmfx.learn.rounds import batches_of, prune_in_rounds
+
+Measure = Literal["taylor", "bn", "l1", "l2"]
+
+
+def prune(
+    model: options.SavedModel,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT.rmfx", help="Where to write.")],
+    data: options.DataOption = "digits",
+    data_root: options.DataRootOption = None,
+    weights: options.WeightsOption = None,
+    macs: Annotated[float | None, typer.Option("--macs", metavar="PART", help="How much of the MACs is left.")] = None,
+    amount: Annotated[
+        float | None, typer.Option("--amount", metavar="PART", help="How much of all channels goes.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", metavar="SCORE", help="Channels that score below it go.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option("--latency-ms", metavar="MS", help="How long an image may take on '--target'.")
+    ] = None,
+    target: options.TargetOption = "onnxruntime",
+    threads: options.ThreadsOption = None,
+    importance: Annotated[Measure, typer.Option("--importance", help="What ranks channels.")] = "taylor",
+    images: Annotated[int, typer.Option("--images", min=1, help="Of DATA, to rank channels by.")] = 1024,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="'--amount' of each layer, not of all.")] = False,
+    round_to: Annotated[int, typer.Option("--round-to", min=1, help="Widths are multiples of it.")] = 1,
+    drop_constants: Annotated[
+        bool, typer.Option("--drop-constants", help="Leave out what removed channels emitted without their weights.")
+    ] = False,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Prune a named network as it is, without converting it first.")
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=0, help="Reach '--macs' in so many steps, training after each.")
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds beside OUTPUT.")] = False,
+    epochs: options.EpochsOption = RECIPE.epochs,
+    batch: options.TrainBatchOption = RECIPE.batch,
+    learning_rate: options.RateOption = RECIPE.learning_rate,
+    seed: options.SeedOption = 0,
+    device: options.DeviceOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Remove channels, physically, and write what is left. A name is converted first, a .rmfx file is not.
+
+    With --rounds, checkpoints and metrics go to the folder OUTPUT-rounds. Train the result on with rmfx train
+    OUTPUT.rmfx, and turn what is left of its shortcuts back into shortcuts with rmfx.lower.
+    """
+    check_output(output, (".rmfx",))
+    source = learning.open_named(data, data_root)
+    network = learning.network_for(model, source, weights, seed)
+    check_fits(network, source)
+    if not (residual or is_saved(model)):
+        with console.step(f"converting {model}"), without_warning():
+            network = rmfx.convert(network, _example(network, source), keep_bn=True, partial=False)
+    if rounds:
+        if macs is None or (amount, threshold, latency) != (None, None, None):
+            raise typer.BadParameter("--rounds go with --macs PART, and with none of the other measures")
+        recipe = Recipe(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed)
+        work = output.with_name(f"{output.stem}-rounds")
+        with learning.progress() as on_step:
+            network, done = prune_in_rounds(
+                *(network, source, recipe),
+                rounds=rounds,
+                macs=macs,
+                folder=work,
+                importance=importance,
+                round_to=round_to,
+                ranking_batches=max(1, images // batch),
+                resume=resume,
+                device=device,
+                on_step=on_step,
+                on_epoch=learning.tell_epoch,
+                on_round=lambda number, told: console.note(
+                    f"round {number}: MACs {told['macs'][0]} -> {told['macs'][1]}"
+                ),
+            )
+        assert isinstance(network, fx.GraphModule)
+        rmfx.save(network, output)
+        records = [{**each.pruned, "history": [epoch.to_dict() for epoch in each.history]} for each in done]
+        _tell(output, {"rounds": records}, f"test accuracy {done[-1].history[-1].test_accuracy:.2%}", json)
+        return
+    budget: dict[str, Any] | None = None if macs is None else {"macs": macs}
+    if latency is not None:
+        budget = {**(budget or {}), "latency_ms": latency, "target": options.parse_target(target, threads)}
+    with console.step("ranking channels and removing them"):
+        pruned = rmfx.prune(
+            network,
+            _example(network, source)[:1],
+            amount=amount,
+            threshold=threshold,
+            budget=budget,
+            importance=importance,
+            data=batches_of(source, network, batch, max(1, images // batch), seed),
+            scope="layer" if layerwise else "global",
+            round_to=round_to,
+            keep_constants=not drop_constants,
+        )
+    rmfx.save(pruned.network, output)
+    _tell(output, pruned.to_dict(), str(pruned), json)
+
+
+def _example(network: nn.Module, data: Data) -> torch.Tensor:
+    like = next(network.parameters())
+    return torch.zeros(2, *data.shape, dtype=like.dtype, device=like.device)
+
+
+def _tell(output: Path, document: dict[str, Any], text: str, json: bool) -> None:
+    if json:
+        console.out_json({"output": str(output), **document})
+        return
+    console.out(text)
+    console.out(f"wrote {output}")
