@@ -1,0 +1,87 @@
+"""Pruning in rounds, and the command: budgets are met, files are whole, a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import rmfx
+from rmfx.cli.app import app
+from rmfx.demo import DigitNet
+from rmfx.errors import RmfxError
+from rmfx.learn import Recipe, open_data, prune_in_rounds, train
+
+RECIPE = Recipe(epochs=1, batch=64, learning_rate=0.02)
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def macs_of(path: Path) -> int:
+    network = rmfx.load(path)
+    totals = rmfx.report(rmfx.convert(network, torch.zeros(1, 1, 8, 8), policy=[], verify=False)).totals
+    assert totals.macs_after is not None
+    return totals.macs_after
+
+
+def test_rounds_reach_the_budget_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    data = open_data("digits")
+    model = DigitNet()
+    train(model, data, Recipe(epochs=3, batch=64))
+    wish = {"rounds": 2, "macs": 0.4, "folder": tmp_path}
+    told: list[int] = []
+
+    def stop(number: int, record: object) -> None:
+        told.append(number)
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_in_rounds(model, data, RECIPE, **wish, on_round=stop)  # type: ignore[arg-type]
+    network, done = prune_in_rounds(model, data, RECIPE, **wish, resume=True)  # type: ignore[arg-type]
+    assert told == [1, 2] and len(done) == 2
+    first, last = (each.pruned["macs"] for each in done)
+    assert last[1] <= 0.4 * first[0] and first[1] == last[0], "each round begins where the one before ended"
+    assert 0.55 < first[1] / first[0] <= 0.4**0.5, "in equal ratios"
+    assert done[-1].history[-1].test_accuracy > 0.8
+    saved = rmfx.load(tmp_path / "round-2" / "model.rmfx")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(saved(x), network(x)) and macs_of(tmp_path / "round-2" / "model.rmfx") == last[1]
+    with pytest.raises(RmfxError, match="rounds must be at least 1 and macs between 0 and 1, got 0 and 0.5"):
+        prune_in_rounds(model, data, RECIPE, rounds=0, macs=0.5, folder=tmp_path)
+
+
+def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path: Path) -> None:
+    run("train", "rmfx:resnet20", "-o", tmp_path / "trained", "--epochs", 1)
+    weights = tmp_path / "trained" / "model.safetensors"
+    pruned, again = tmp_path / "pruned.rmfx", tmp_path / "again.rmfx"
+    told = json.loads(run("prune", "rmfx:resnet20", pruned, "--weights", weights, "--macs", 0.5, "--json"))
+    assert told["macs"][1] <= 0.5 * told["macs"][0] and macs_of(pruned) == told["macs"][1]
+    coupled = json.loads(
+        run("prune", "rmfx:resnet20", again, "--weights", weights, "--macs", 0.5, "--residual", "--json")
+    )
+    assert len(coupled["widths"]) < len(told["widths"]) and "add" in rmfx.load(again).code
+    assert "wrote" in run("train", pruned, "-o", tmp_path / "more", "--epochs", 1)
+    assert macs_of(tmp_path / "more" / "model.rmfx") == told["macs"][1]
+    text = run("prune", tmp_path / "more" / "model.rmfx", again, "--amount", 0.2, "--layerwise", "--importance", "l2")
+    assert "channels" in text and f"wrote {again}" in text
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (("--rounds", 2), "--rounds go with --macs PART"),
+        (("--rounds", 2, "--macs", 0.5, "--amount", 0.1), "none of the other measures"),
+    ],
+)
+def test_the_command_says_what_does_not_go_together(wish: tuple[object, ...], told: str, tmp_path: Path) -> None:
+    arguments = ["prune", "rmfx:resnet20", str(tmp_path / "a.rmfx"), *map(str, wish)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and told in " ".join(done.output.split()) and not (tmp_path / "a.rmfx").exists()
