@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import rmfx
 from rmfx.cli.app import app
 from rmfx.errors import ModelNameError, RmfxError
+from rmfx.measure.runners import runner
+from rmfx.measure.target import Target
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +44,17 @@ def test_every_pair_of_runtimes(first: str, second: str) -> None:
     assert medians == [told["first_ms"], told["second_ms"]] and min(medians) > 0
     low, high = told["interval"]
     assert low <= told["ratio"] <= high
+
+
+def test_inductor_freezes_what_it_is_timed_with() -> None:
+    x = torch.randn(2, 3, 16, 16)
+    for dtype, frozen in ((torch.float32, True), (torch.float64, False)):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval().to(dtype)
+        call = runner(network, (x.to(dtype),), Target("inductor"))
+        before = call()
+        assert torch.allclose(before, network(x.to(dtype)), atol=1e-5)  # type: ignore[arg-type]
+        network[0].weight.data.add_(1)
+        assert torch.equal(call(), before) is frozen  # type: ignore[arg-type]
 
 
 def test_macs_are_those_of_one_call(tmp_path: Path) -> None:

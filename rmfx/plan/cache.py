@@ -19,6 +19,7 @@ from rmfx.files.atomic import replacing
 from rmfx.measure.target import Target
 
 FOLDER = Path.home() / ".cache" / "rmfx" / "prices"
+_METHOD = "2"  # counts changes in how prices are measured: those of another method are not comparable
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -76,7 +77,7 @@ class PriceCache:
 def place_of(target: Target) -> str:
     """The machine, versions and target that a price holds for."""
     threads = target.threads or torch.get_num_threads()
-    return "; ".join((str(target), f"{threads} threads", _machine(), _gpu(target.device), *_versions()))
+    return "; ".join((str(target), f"{threads} threads", _machine(), _gpu(target.device), *_versions(), _METHOD))
 
 
 @cache
