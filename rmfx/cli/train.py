@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import fx
 
@@ -13,7 +14,9 @@ from rmfx.cli import learning, options
 from rmfx.learn.distill import Distillation
 from rmfx.learn.objective import Objective
 from rmfx.learn.recipe import Recipe
+from rmfx.learn.slimming import Slimming
 from rmfx.learn.trainer import train as train_network
+from rmfx.pruning.scales import scale_shortcuts
 
 _DEFAULT = Recipe()
 
@@ -30,6 +33,14 @@ def train(
     ] = None,
     teacher_weights: Annotated[
         Path | None, typer.Option("--teacher-weights", metavar="FILE", help="The teacher's state dict.")
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", min=0.0, metavar="FACTOR", help="L1 on scales of norms, to prune afterwards."),
+    ] = None,
+    shortcut_sparsity: Annotated[
+        float | None,
+        typer.Option("--shortcut-sparsity", min=0.0, metavar="FACTOR", help="The same on shortcuts, which get scales."),
     ] = None,
     epochs: options.EpochsOption = _DEFAULT.epochs,
     batch: options.TrainBatchOption = _DEFAULT.batch,
@@ -62,12 +73,18 @@ def train(
     asked = learning.Asked(model, data, output, recipe, device)
     if teacher_weights is not None and teacher is None:
         raise typer.BadParameter("--teacher-weights are of no use without --teacher MODEL")
+    if teacher is not None and (sparsity, shortcut_sparsity) != (None, None):
+        raise typer.BadParameter("--teacher and --sparsity are objectives of their own: give one of them")
     with learning.processes(asked) as speaks:
         images = learning.open_named(data, data_root)
         objective = Objective()
         if teacher is not None:
             objective = Distillation(learning.network_for(teacher, images, teacher_weights, seed))
         network = learning.network_for(model, images, weights, seed)
+        if shortcut_sparsity is not None:
+            network = scale_shortcuts(network, torch.zeros(1, *images.shape))
+        if sparsity is not None or shortcut_sparsity is not None:
+            objective = Slimming(sparsity or 0.0, shortcut_sparsity)
         with learning.progress() as on_step:
             history = train_network(
                 network,

@@ -50,6 +50,12 @@ class Region:
             return "identity"
         return "projection" if any(self._is_linear_from_fork(arg) for arg in self.join.all_input_nodes) else "nonlinear"
 
+    @property
+    def shortcut(self) -> fx.Node | None:
+        """The one operand of the join that is linear in the fork, where the others are not."""
+        linear = [arg for arg in self.join.all_input_nodes if arg is self.fork or self._is_linear_from_fork(arg)]
+        return linear[0] if len(linear) == 1 and not self.linear else None
+
     def _is_linear_from_fork(self, node: fx.Node) -> bool:
         todo, inside = [node], set(self.nodes)
         while todo:

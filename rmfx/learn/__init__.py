@@ -7,6 +7,7 @@ from rmfx.learn.metrics import Epoch, History
 from rmfx.learn.objective import Objective
 from rmfx.learn.recipe import Recipe
 from rmfx.learn.rounds import Round, prune_in_rounds
+from rmfx.learn.slimming import Slimming
 from rmfx.learn.sources import open_data
 from rmfx.learn.trainer import train
 
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Round",
     "Share",
+    "Slimming",
     "Split",
     "finetune",
     "open_data",

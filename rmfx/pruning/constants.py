@@ -19,6 +19,7 @@ from rmfx.errors import InexactError
 from rmfx.graph.bounds import bounds_of
 from rmfx.graph.facts import ZERO_PADDING, is_sum, module_of, shape_of
 from rmfx.graph.linear import PER_CHANNEL, affine_of, mixes
+from rmfx.graph.live import live_of
 from rmfx.graph.spatial import AVERAGES
 from rmfx.modules import ChannelPad, ChannelSlice, FeatureNorm
 from rmfx.pruning.coupling import Coupling, is_spatial_mean, parts_of
@@ -54,6 +55,19 @@ def proven(source: fx.Node, axis: int) -> tuple[Tensor, Tensor] | None:
         return None
     bounds = bounds.expand(shape[axis])
     return bounds.constant, torch.where(bounds.constant, bounds.low, 0.0)
+
+
+def dead_sets(gm: fx.GraphModule, coupling: Coupling) -> Tensor:
+    """Sets that say nothing: nothing depends on them, or they are constant wherever they are read; bool ``[count]``."""
+    alive = torch.zeros(coupling.count, dtype=torch.bool)
+    for source in {node.all_input_nodes[0]: None for node in gm.graph.nodes if mixes(node)}:
+        if (channels := coupling.channels.get(source)) is None:
+            continue
+        shape, known = shape_of(source), proven(source, channels.axis)
+        assert shape is not None
+        live = live_of(source, len(shape) - 2 if channels.axis == 1 else 0).expand(len(channels.sets))
+        alive[channels.sets[live if known is None else live & ~known[0]]] = True
+    return coupling.free & ~alive
 
 
 def _left(node: fx.Node, axis: int, found: Mapping[fx.Node, Tensor], width: int) -> Tensor:

@@ -20,6 +20,7 @@ from rmfx.measure.paired import sample
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 from rmfx.prepare import Prepared, prepare
+from rmfx.pruning.constants import dead_sets
 from rmfx.pruning.coupling import Coupling, couple
 from rmfx.pruning.importance import Data, Importance, Loss, cross_entropy, scores
 from rmfx.pruning.removal import Removal, remove
@@ -111,7 +112,7 @@ def prune(
         model: residual or converted, with batch norms (``convert(keep_bn=True)``) or folded; it is left untouched.
         example_inputs: a tensor or a tuple of positional inputs: costs are for their shapes.
         amount: the part of all channels that goes, as far as whole chunks allow.
-        threshold: channels that score below it go.
+        threshold: channels that score below it go. Those that nothing depends on, or that are constant, score 0.
         budget: ``{"macs": 0.5}``: until no more than half of the MACs are left; or ``{"latency_ms": 5, "target":
             "onnxruntime"}``: until it takes no longer there, measured on ``example_inputs``.
         importance: ``"taylor"``, ``"bn"``, ``"l1"``, ``"l2"`` (:mod:`rmfx.pruning.importance`), or a function of the
@@ -144,6 +145,7 @@ def prune(
     if not spaces:
         raise RmfxError(f"nothing of this network can be pruned: {_first(coupling)}")
     ranks = scores(prepared.gm, coupling, importance, data, loss)
+    ranks[dead_sets(prepared.gm, coupling)] = 0.0
     ranked = Ranked(prepared.gm, coupling, spaces, Costs(coupling, spaces), ranks)
 
     def latency(removal: Removal, target: Target) -> float:
