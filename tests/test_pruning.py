@@ -236,6 +236,28 @@ def test_what_cannot_be_pruned_says_why() -> None:
     assert "GroupNorm" in pruned.fixed["0.0"] and [width.layer for width in pruned.widths] == ["0.3"]
 
 
+def test_what_follows_something_unknown_is_pruned_again() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.LayerNorm(8)
+            self.wide, self.back, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            tokens = self.back(torch.relu(self.wide(self.norm(x.permute(0, 2, 3, 1)))))
+            return self.head(x + tokens.permute(0, 3, 1, 2))
+
+    torch.manual_seed(0)
+    model, x = Tokens().double().eval(), 8 * torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.wide.weight[::2] = 0
+    pruned = prune(model, x, threshold=1e-9, importance="l2")
+    assert [(width.layer, width.before, width.after) for width in pruned.widths] == [("wide", 16, 8)]
+    assert_equivalent(model, pruned.network, x)
+    assert "does not treat channels one by one" in pruned.fixed["stem"]
+
+
 @pytest.mark.parametrize(
     ("wish", "told"),
     [

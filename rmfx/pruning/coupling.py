@@ -123,7 +123,7 @@ class _Reader:
         if found is None:
             for source in node.all_input_nodes:
                 self._fix(source, f"{node.name} ({_kind(node)}) does not treat channels one by one")
-            found = self._opaque(node)
+            found = self._given(node)
         if found is not None:
             self._channels[node] = found
 
@@ -229,15 +229,14 @@ class _Reader:
             return Channels(source.axis, torch.cat([self._fresh(module.before), sets, self._fresh(module.after)]))
         return Channels(source.axis, sets[module.start : module.start + module.length])
 
-    def _opaque(self, node: fx.Node) -> Channels | None:
-        """Fixed channels, where it is clear which axis they are."""
+    def _given(self, node: fx.Node) -> Channels | None:
+        """The channels of an input of the network, where its rank tells which axis they are; they stay."""
         shape = shape_of(node)
         assert shape is not None
-        if node.op == "get_attr" or len(shape) == 3 or len(shape) < 2:
+        if node.op != "placeholder" or len(shape) not in (2, 4, 5):
             return None
         found = Channels(1, self._fresh(shape[1]))
-        of = "it is an input of the network" if node.op == "placeholder" else f"{node.name} makes it"
-        self._reasons |= dict.fromkeys(found.sets.tolist(), of)
+        self._reasons |= dict.fromkeys(found.sets.tolist(), "it is an input of the network")
         return found
 
     def _fix(self, node: fx.Node, reason: str) -> None:
