@@ -7,7 +7,8 @@ Parts (``--part``; all by default):
 * ``branches``: networks with training-time branches left in, against timm's ``reparameterize_model``; hand-written DBB
   and ACNet blocks, which no such hook covers, against themselves;
 * ``table2``: the paper's MobileNetV2 of MobileNetV1's shape, as planned, and plain with each carrier, against itself;
-* ``backend``: ``torch.compile(backend="rmfx")`` against ``backend="inductor"`` with frozen weights;
+* ``backend``: ``torch.compile(backend="rmfx")`` against ``backend="inductor"``, and beside it against that with frozen
+  weights, which sees no change of them any more;
 * ``planning``: the time to plan without measuring, over that to convert.
 
 Every measurement is a row of ``results/speed.jsonl``, with its samples and the machine, appended when it is done; what
@@ -27,6 +28,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +164,13 @@ def _compared(label: str, first: Make, second: Make, instances: int) -> Row:
 def _backend(job: Job, target: Target, size: int, instances: int) -> Row:
     model, x = build(job.network), torch.randn(job.batch, 3, size, size)
 
-    def ours() -> Call:
-        made = copy.deepcopy(model)
-        compiled = torch.compile(made, backend="rmfx", isolate_recompiles=True, dynamic=False)
+    def made(backend: str) -> Call:
+        compiled = torch.compile(copy.deepcopy(model), backend=backend, isolate_recompiles=True, dynamic=False)
         return _in_inference(compiled, x)
 
-    return {"auto": _compared("backend", _fresh(model, x, target), ours, instances)}
+    first, ours = partial(made, "inductor"), partial(made, "rmfx")
+    frozen = _compared("frozen", _fresh(model, x, target), ours, instances)  # its weights are no inputs: less to check
+    return {"auto": _compared("backend", first, ours, instances), "frozen": frozen}
 
 
 def _in_inference(model: Callable[[Tensor], Any], x: Tensor) -> Call:
@@ -259,7 +262,7 @@ def _words(row: Row) -> str:
     if row.get("original"):
         return "nothing"
     applied = [f"{count} {name}" for name, count in row.get("applied", {}).items() if count]
-    others = [f"{carrier} {row[carrier]['ratio']:.2f}" for carrier in ("masked", "split") if carrier in row]
+    others = [f"{carrier} {row[carrier]['ratio']:.2f}" for carrier in ("masked", "split", "frozen") if carrier in row]
     return ", ".join([*applied, *(["channels last"] if row.get("channels_last") else []), *others])
 
 

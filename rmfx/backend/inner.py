@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._inductor.codecache import PyCodeCache
 
 from rmfx.backend.settings import Settings
-from rmfx.front.live import hold_weights
 
 Run = Callable[..., Any]
 
@@ -37,23 +35,41 @@ def compile_later(gm: fx.GraphModule, settings: Settings) -> Run:
 def compile_bound(module: fx.GraphModule, settings: Settings) -> Run:
     """A module whose weights nobody else knows: they need no guards, and Inductor may freeze them.
 
-    Freezing needs weights that are attributes of the graph, and Dynamo makes them its inputs, so they are put back.
+    Dynamo makes constants of weights only if the switch is on while it records, so the call does that for inputs of
+    every new layout. Should Dynamo record again for another reason, the code is right, and not frozen.
     """
-    freezing = all(tensor.dtype is not torch.float64 for tensor in module.parameters())  # torch 2.13 fails on these
-    frozen = replace(settings, inner_options={"freezing": freezing, **settings.inner_options})
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    if settings.inner != "inductor":
+        return torch.compile(module, backend=lambda gm, args: compile_as_is(gm, args, settings), options=options)
     made: list[ModuleType] = []
     weakref.finalize(module, _forget, made)
 
     def compiler(gm: fx.GraphModule, inputs: list[Any]) -> Run:
-        if settings.inner != "inductor":
-            return compile_as_is(gm, inputs, settings)
         before = len(PyCodeCache.modules)
-        compiled = compile_as_is(hold_weights(gm, inputs), inputs, frozen)
+        compiled = compile_as_is(gm, inputs, settings)
         made.extend(PyCodeCache.modules[before:])
         return compiled
 
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch.compile(module, backend=compiler, options=options)
+    float64 = any(tensor.dtype is torch.float64 for tensor in module.parameters())  # torch 2.13 fails on these
+    freezing = settings.inner_options.get("freezing", not float64)
+    compiled, known = torch.compile(module, backend=compiler, options=options), set()
+
+    def run(*args: Any) -> Any:
+        layout = tuple(map(_layout, args))
+        if layout in known:
+            return compiled(*args)
+        known.add(layout)
+        with torch._inductor.config.patch(freezing=freezing):
+            return compiled(*args)
+
+    return run
+
+
+def _layout(value: Any) -> object:
+    """What code is compiled for: the strides, shape and type of a tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return value
 
 
 def _forget(made: list[ModuleType]) -> None:
