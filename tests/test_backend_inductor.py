@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch._inductor import config, freezing
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.fx_passes import mkldnn_fusion
 
-from rmfx.backend import inductor_pass
+from rmfx.backend import inductor_pass, inner
 from rmfx.errors import RmfxError
 
 pytestmark = [
@@ -28,6 +29,7 @@ pytestmark = [
 
 
 ALL = {"policy": "all"}
+FROZEN = {**ALL, "inner_options": {"freezing": True}}
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def difference(model: nn.Module, run: Any, x: Tensor) -> float:
 
 def test_weights_are_constants_to_inductor(frozen: list[fx.GraphModule]) -> None:
     model, x = single("basic_chain")
-    run = torch.compile(model, backend="rmfx", options=ALL)
+    run = torch.compile(model, backend="rmfx", options=FROZEN)
     assert difference(model, run, x) < 10
     (gm,) = frozen
     assert sums(gm) == 0
@@ -79,9 +81,29 @@ def test_a_mode_of_inductor_and_the_planner(frozen: list[fx.GraphModule]) -> Non
     assert len(frozen) == 1
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_faster_of_frozen_and_live_code_runs(
+    faster: bool, frozen: list[fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[float] = []
+
+    def judge(label: str, live: Any, constant: Any, pairs: int) -> Any:
+        live(), constant()
+        timed.append(len(frozen))
+        return SimpleNamespace(ratio=0.5 if faster else 2.0)
+
+    monkeypatch.setattr(inner, "compare", judge)
+    model, x = single("basic_chain")
+    run = torch.compile(model, backend="rmfx", options=ALL)
+    assert difference(model, run, x) < 10 and timed == [1]
+    model[0][0].weight.data = model[0][0].weight.data * 2
+    assert difference(model, run, x) < 10 and timed == [1], "decided once"
+    assert len(frozen) == (2 if faster else 1)
+
+
 def test_frozen_weights_are_let_go_of(frozen: list[fx.GraphModule]) -> None:
     model, x = single("basic_identity")
-    run = torch.compile(model, backend="rmfx", options=ALL)
+    run = torch.compile(model, backend="rmfx", options=FROZEN)
     before, counts = set(PyCodeCache.modules), []
     with torch.no_grad():
         for _ in range(5):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rmfx.backend.inner import Run, compile_bound, compile_later
+from rmfx.backend.inner import Freezing, Run, compile_bound, compile_later
 from rmfx.backend.settings import Settings
 from rmfx.backend.stamp import Stamp
 from rmfx.errors import RmfxError
@@ -35,6 +35,7 @@ class Bound:
         self._folded: tuple[Stamp, Run] | None = None  # one attribute, so that threads never see half of a change
         self._live: Run | None = None
         self._misses = 0
+        self._freezing = Freezing(settings)  # decided once, for all weights to come
 
     def __call__(self, *args: Any) -> Any:
         """What the graph gives for ``args``, real inputs and weights in Dynamo's order."""
@@ -68,7 +69,7 @@ class Bound:
             module = self._settings.convert(held, tuple(args[index] for index in read))
         logger.info("rmfx: %s", report(module).summary())
         assert isinstance(module, fx.GraphModule)
-        compiled = compile_bound(module, self._settings)
+        compiled = compile_bound(module, self._settings, self._freezing)
         return lambda *args: compiled(*(args[index] for index in read))
 
     def _give_up(self, reason: str) -> Run:

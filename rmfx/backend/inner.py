@@ -14,8 +14,11 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._inductor.codecache import PyCodeCache
 
 from rmfx.backend.settings import Settings
+from rmfx.measure.paired import compare
 
 Run = Callable[..., Any]
+
+_PAIRS = 7  # of calls, to decide whether weights are to be constants
 
 
 def compile_as_is(gm: fx.GraphModule, inputs: list[Any], settings: Settings) -> Run:
@@ -32,15 +35,48 @@ def compile_later(gm: fx.GraphModule, settings: Settings) -> Run:
     return torch.compile(again, backend=settings.inner, options=dict(settings.inner_options) or None)
 
 
-def compile_bound(module: fx.GraphModule, settings: Settings) -> Run:
+class Freezing:
+    """Whether Inductor makes constants of weights: as it is told, or else whatever is faster on the first call.
+
+    Frozen convolutions run in kernels of oneDNN, with weights laid out for them. That makes a ResNet twice as fast, and
+    small depthwise networks slower than code that Inductor writes itself.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        told = settings.inner_options.get("freezing")
+        self.decided: bool | None = told if settings.inner == "inductor" else False
+
+
+def compile_bound(module: fx.GraphModule, settings: Settings, freezing: Freezing) -> Run:
     """A module whose weights nobody else knows: they need no guards, and Inductor may freeze them.
+
+    Args:
+        module: the converted graph.
+        settings: say how to compile.
+        freezing: is decided by the first call, where it is not.
+    """
+    if any(tensor.dtype is torch.float64 for tensor in module.parameters()):
+        freezing.decided = freezing.decided or False  # torch 2.13 fails on these
+    if freezing.decided is not None:
+        return _compiled(module, settings, freezing.decided)
+    frozen, live = (_compiled(module, settings, flag) for flag in (True, False))
+
+    def run(*args: Any) -> Any:
+        if freezing.decided is None:
+            wait = torch.cuda.synchronize if any(_is_cuda(value) for value in args) else lambda: None
+            calls = [lambda call=call: (call(*args), wait()) for call in (live, frozen)]
+            freezing.decided = compare("freezing", *calls, pairs=_PAIRS).ratio < 1
+        return (frozen if freezing.decided else live)(*args)
+
+    return run
+
+
+def _compiled(module: fx.GraphModule, settings: Settings, freezing: bool) -> Run:
+    """Compiled by the inner back end.
 
     Dynamo makes constants of weights only if the switch is on while it records, so the call does that for inputs of
     every new layout. Should Dynamo record again for another reason, the code is right, and not frozen.
     """
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    if settings.inner != "inductor":
-        return torch.compile(module, backend=lambda gm, args: compile_as_is(gm, args, settings), options=options)
     made: list[ModuleType] = []
     weakref.finalize(module, _forget, made)
 
@@ -50,19 +86,28 @@ def compile_bound(module: fx.GraphModule, settings: Settings) -> Run:
         made.extend(PyCodeCache.modules[before:])
         return compiled
 
-    float64 = any(tensor.dtype is torch.float64 for tensor in module.parameters())  # torch 2.13 fails on these
-    freezing = settings.inner_options.get("freezing", not float64)
-    compiled, known = torch.compile(module, backend=compiler, options=options), set()
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    # the stubs of torch 2.13 do not know isolate_recompiles yet: both forms of a module are of one class
+    compiled: Run = torch.compile(  # type: ignore[call-overload]
+        module, backend=compiler, options=options, isolate_recompiles=True
+    )
+    if not freezing:
+        return compiled
+    known: set[object] = set()
 
     def run(*args: Any) -> Any:
         layout = tuple(map(_layout, args))
         if layout in known:
             return compiled(*args)
         known.add(layout)
-        with torch._inductor.config.patch(freezing=freezing):
+        with torch._inductor.config.patch(freezing=True):
             return compiled(*args)
 
     return run
+
+
+def _is_cuda(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_cuda
 
 
 def _layout(value: Any) -> object:
