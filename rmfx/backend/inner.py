@@ -18,7 +18,7 @@ from rmfx.measure.paired import compare
 
 Run = Callable[..., Any]
 
-_PAIRS = 7  # of calls, to decide whether weights are to be constants
+_PAIRS = 9  # of calls, to decide whether weights are to be constants
 
 
 def compile_as_is(gm: fx.GraphModule, inputs: list[Any], settings: Settings) -> Run:
@@ -65,7 +65,7 @@ def compile_bound(module: fx.GraphModule, settings: Settings, freezing: Freezing
         if freezing.decided is None:
             wait = torch.cuda.synchronize if any(_is_cuda(value) for value in args) else lambda: None
             calls = [lambda call=call: (call(*args), wait()) for call in (live, frozen)]
-            freezing.decided = compare("freezing", *calls, pairs=_PAIRS).ratio < 1
+            freezing.decided = compare("freezing", *calls, pairs=_PAIRS).verdict == "faster"
         return (frozen if freezing.decided else live)(*args)
 
     return run
@@ -74,15 +74,17 @@ def compile_bound(module: fx.GraphModule, settings: Settings, freezing: Freezing
 def _compiled(module: fx.GraphModule, settings: Settings, freezing: bool) -> Run:
     """Compiled by the inner back end.
 
-    Dynamo makes constants of weights only if the switch is on while it records, so the call does that for inputs of
-    every new layout. Should Dynamo record again for another reason, the code is right, and not frozen.
+    Dynamo makes constants of weights only if the switch is on while it records; else it fetches each of them again on
+    every call. So the switch is on for inputs of every new layout, and set right for Inductor. Should Dynamo record
+    again for another reason, the code is right, and slower.
     """
     made: list[ModuleType] = []
     weakref.finalize(module, _forget, made)
 
     def compiler(gm: fx.GraphModule, inputs: list[Any]) -> Run:
         before = len(PyCodeCache.modules)
-        compiled = compile_as_is(gm, inputs, settings)
+        with torch._inductor.config.patch(freezing=freezing):
+            compiled = compile_as_is(gm, inputs, settings)
         made.extend(PyCodeCache.modules[before:])
         return compiled
 
@@ -91,8 +93,6 @@ def _compiled(module: fx.GraphModule, settings: Settings, freezing: bool) -> Run
     compiled: Run = torch.compile(  # type: ignore[call-overload]
         module, backend=compiler, options=options, isolate_recompiles=True
     )
-    if not freezing:
-        return compiled
     known: set[object] = set()
 
     def run(*args: Any) -> Any:
