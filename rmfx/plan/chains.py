@@ -29,6 +29,8 @@ from rmfx.plan.follow import options_of, origin_of
 from rmfx.plan.piece import cut_out, outputs_of, signature
 from rmfx.plan.pricing import Priced, Pricer
 
+_FAR = 2.0  # a form that much dearer is not worth looking for what could be beside it: its weights are large
+
 
 @dataclass(frozen=True, eq=False)
 class Form:
@@ -165,7 +167,8 @@ def _all_forms(as_is: fx.GraphModule, scope: _Scope, rule: Rule[Any, Any], price
 
     found: list[Form] = []
     seen = {signature(as_is)}
-    for variant, veto in product(rule.variants(), (want_all, only_inner)):
+    several = sum(rule.match(node) is not None for node in as_is.graph.nodes) > 1
+    for variant, veto in product(rule.variants(), (want_all, only_inner) if several else (want_all,)):
         piece = cut_out(scope.nodes)
         result = sweep(piece, variant, veto)
         sweep(piece, FuseConvs())
@@ -182,7 +185,7 @@ def _all_forms(as_is: fx.GraphModule, scope: _Scope, rule: Rule[Any, Any], price
 def _cheapest(as_is: fx.GraphModule, piece: fx.GraphModule, pricer: Pricer) -> Priced:
     """The price of a form, as it is or with what it carries beside it again: its seams may be worth that."""
     price = pricer.price(as_is, piece)
-    if price.after <= price.before or not is_linear(outputs_of(piece)[0]):
+    if not price.before < price.after <= _FAR * price.before or not is_linear(outputs_of(piece)[0]):
         return price  # nothing is composed with an activation
     lowered = cut_out([node for node in piece.graph.nodes if node.op not in ("placeholder", "output")])
     if not sweep(lowered, LowerCarried(patient=False, beside=True)).changed:
