@@ -103,10 +103,11 @@ def prune(
     budget: dict[str, Any] | None = None if macs is None else {"macs": macs}
     if latency is not None:
         budget = {**(budget or {}), "latency_ms": latency, "target": options.parse_target(target, threads)}
+    [(examples, _)] = batches_of(source, network, batch, 1, seed)
     with console.step("ranking channels and removing them"):
         pruned = rmfx.prune(
             network,
-            _example(network, source)[:1],
+            examples if latency is None else examples[:1],
             amount=amount,
             threshold=threshold,
             budget=budget,

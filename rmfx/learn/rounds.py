@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from rmfx.errors import RmfxError
@@ -119,10 +118,9 @@ def prune_in_rounds(
 def _pruned(
     network: nn.Module, data: Data, recipe: Recipe, ratio: float, importance: str, round_to: int, count: int
 ) -> Pruned:
-    like = next(network.parameters())
-    example = torch.zeros(2, *data.shape, dtype=like.dtype, device=like.device)
+    [(examples, _)] = batches_of(data, network, recipe.batch, 1, recipe.seed)
     batches = batches_of(data, network, recipe.batch, count, recipe.seed)
-    return prune(network, example, budget={"macs": ratio}, importance=importance, round_to=round_to, data=batches)
+    return prune(network, examples, budget={"macs": ratio}, importance=importance, round_to=round_to, data=batches)
 
 
 def _keep(pruned: Pruned, place: Path, told: Path) -> None:
