@@ -49,7 +49,7 @@ from rmfx.graph.bounds import (
 )
 from rmfx.graph.cost import layer_parameters, positions_of
 from rmfx.graph.facts import module_of, shape_of
-from rmfx.graph.linear import PER_CHANNEL, affine_of, dims_of, mixes
+from rmfx.graph.linear import PER_CHANNEL, affine_of, dims_of, map_of, mixes
 from rmfx.graph.live import live_of
 from rmfx.graph.rule import Price, Refusal, Rule
 from rmfx.graph.spatial import AVERAGES
@@ -98,17 +98,17 @@ class DropDeadChannels(Rule[DropDeadChannelsMatch, DropDeadChannelsPlan]):
         if not _is_mixing(node):
             return None
         stages: list[fx.Node] = []
-        tip, dims = node.all_input_nodes[0], _affine(node).grid.dims
+        tip, dims = node.all_input_nodes[0], map_of(node).grid.dims
         while len(tip.users) == 1 and _is_stage(tip, dims):
             stages.insert(0, tip)
             tip, dims = tip.all_input_nodes[0], dims_before(tip, dims)
         if len(tip.users) != 1 or not _is_mixing(tip) or dims_of(tip) != dims:
             return None
-        droppable, constants = _droppable(node, _affine(tip))
+        droppable, constants = _droppable(node, map_of(tip))
         return DropDeadChannelsMatch(tip, tuple(stages), node, droppable, constants) if bool(droppable.any()) else None
 
     def check(self, match: DropDeadChannelsMatch) -> DropDeadChannelsPlan | Refusal:
-        first, last = _affine(match.first), _affine(match.last)
+        first, last = map_of(match.first), map_of(match.last)
         kept = _kept(match.droppable, lcm(first.groups, last.groups))
         if kept is None:
             count = int(match.droppable.sum())
@@ -178,15 +178,9 @@ def _is_map(node: fx.Node, dims: int) -> bool:
         return False
 
 
-def _affine(node: fx.Node) -> Affine:
-    dims = dims_of(node)
-    assert dims is not None
-    return affine_of(node, dims)
-
-
 def _droppable(last: fx.Node, first: Affine) -> tuple[Tensor, Tensor]:
     """Conditions 2 and 3: which channels may go, and the values of those that are constant."""
-    affine, channels = _affine(last), first.out_channels
+    affine, channels = map_of(last), first.out_channels
     source, dims = last.all_input_nodes[0], affine.grid.dims
     bounds, live = bounds_of(source, dims, fully=True), live_of(source, dims)
     if {bounds.low.numel(), live.numel()} - {1, channels}:

@@ -140,7 +140,6 @@ def test_the_budget_is_met_and_the_model_left_alone(importance: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
     assert all(p.grad is None for p in plain.parameters())
     assert pruned.network(x).shape == (16, 10) and 0 < pruned.error < 2
-    assert not any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in pruned.network.modules())
 
 
 def test_carried_channels_go_one_by_one() -> None:

@@ -88,6 +88,13 @@ def affine_of(node: fx.Node, dims: int, channels: int | None = None) -> Affine:
     raise InexactError(f"{node.name} is not a linear layer")
 
 
+def map_of(node: fx.Node) -> Affine:
+    """The linear map of a layer that tells its own spatial dimensions: a convolution or linear layer."""
+    dims = dims_of(node)
+    assert dims is not None
+    return affine_of(node, dims)
+
+
 def _sources(node: fx.Node, module: nn.Module) -> frozenset[str]:
     return frozenset(
         f"{node.target}.{name}" for name in module.state_dict() if not name.endswith("num_batches_tracked")

@@ -57,16 +57,8 @@ def _chunks(scores: Tensor, space: Space, step: int) -> list[Tensor]:
     """What may go of one space, in order; what cannot be ranked stays."""
     ranked = space.sets[scores[space.sets].argsort(stable=True)]
     ranked = ranked[scores[ranked].isfinite()]
-    spare = len(space.sets) - step
-    sizes = [len(space.sets) % step] if len(space.sets) % step else []
-    sizes += [step] * (spare // step if not sizes else (len(space.sets) - sizes[0]) // step - 1)
-    chunks, begin = [], 0
-    for size in sizes if spare >= 0 else []:
-        if begin + size > len(ranked):
-            break
-        chunks.append(ranked[begin : begin + size])
-        begin += size
-    return chunks
+    ends = range(len(space.sets) % step, min(len(ranked), len(space.sets) - step) + 1, step)
+    return [ranked[max(0, end - step) : end] for end in ends if end]  # the first one makes the width a multiple
 
 
 def by_amount(steps: Iterable[Step], amount: float, free: int, count: int) -> Tensor:

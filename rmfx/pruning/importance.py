@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rmfx.errors import RmfxError
 from rmfx.graph.facts import module_of
-from rmfx.graph.linear import affine_of, dims_of, mixes
+from rmfx.graph.linear import map_of, mixes
 from rmfx.pruning.constants import constants_of, scales_of
 from rmfx.pruning.coupling import Coupling, is_group_wise
 
@@ -90,9 +90,7 @@ def _norm_scales(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, Tensor]]:
 def _filter_sizes(gm: fx.GraphModule, power: int) -> Iterator[tuple[fx.Node, Tensor]]:
     for node in gm.graph.nodes:
         if mixes(node):
-            dims = dims_of(node)
-            assert dims is not None
-            weight, _ = affine_of(node, dims).weights()
+            weight, _ = map_of(node).weights()
             size = weight.flatten(1).norm(power, dim=1)
             yield node, size / (size.mean() or 1.0)
 

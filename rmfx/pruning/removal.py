@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.bounds import padding_taps
+from rmfx.algebra.rows import columns_read
 from rmfx.algebra.select import select_groups, select_inputs, select_outputs, without_weights
 from rmfx.graph.editor import Editor
 from rmfx.graph.facts import module_of, shape_of
-from rmfx.graph.linear import affine_of, dims_of, mixes
+from rmfx.graph.linear import map_of, mixes
 from rmfx.layout.narrowing import narrowed
 from rmfx.modules import ChannelPad, ChannelSlice
 from rmfx.pruning.constants import constants_of, proven, scales_of
@@ -72,8 +73,9 @@ def settle(gm: fx.GraphModule, coupling: Coupling, dropped: Tensor, *, keep_cons
     homes = torch.zeros_like(dropped)
     lost = 0
     for node, found in read.items():
-        affine, value = _affine(node), values[node]
-        matters = dropped[found.sets] & (value != 0) & _is_read(affine)
+        affine, value = map_of(node), values[node]
+        every = torch.ones(affine.out_channels, dtype=torch.bool)
+        matters = dropped[found.sets] & (value != 0) & columns_read(affine, every)
         lost += int((matters & value.isnan()).sum())
         value = values[node] = torch.where(matters & ~value.isnan(), value, 0.0)
         if bool(value.any()) and bool(padding_taps(affine.grid).any()):
@@ -98,13 +100,6 @@ def _values(
         emitted = left[node.all_input_nodes[0]]
         values[node] = torch.where(steady[found.sets], as_they_are.get(node, emitted), emitted)
     return values, steady
-
-
-def _is_read(affine: Affine) -> Tensor:
-    """The input channels with a weight that is not 0, bool ``[in]``."""
-    weight, _ = affine.weights()
-    used = (weight != 0).reshape(affine.groups, affine.out_channels // affine.groups, weight.shape[1], -1)
-    return used.any(3).any(1).reshape(-1)
 
 
 def _find_homes(affine: Affine, found: Channels, value: Tensor, homes: Tensor) -> None:
@@ -181,7 +176,7 @@ def _narrow(
 
 
 def _narrow_map(node: fx.Node, source: Channels | None, channels: Channels, removal: Removal) -> Affine:
-    affine, silenced = _affine(node), removal.silenced[channels.sets]
+    affine, silenced = map_of(node), removal.silenced[channels.sets]
     if bool(silenced.any()):
         affine = without_weights(affine, silenced)  # first: what its inputs emit does not reach a silenced channel
     if is_group_wise(node):
@@ -191,9 +186,3 @@ def _narrow_map(node: fx.Node, source: Channels | None, channels: Channels, remo
         kept = (~removal.gone[source.sets]).nonzero().flatten()
         affine = select_inputs(affine, kept, removal.constants[node])
     return select_outputs(affine, (~removal.gone[channels.sets]).nonzero().flatten())
-
-
-def _affine(node: fx.Node) -> Affine:
-    dims = dims_of(node)
-    assert dims is not None
-    return affine_of(node, dims)

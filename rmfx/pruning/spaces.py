@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from rmfx.graph.cost import positions_of
-from rmfx.graph.facts import module_of
-from rmfx.graph.linear import affine_of, dims_of, mixes
+from rmfx.graph.linear import map_of, mixes
 from rmfx.pruning.coupling import Coupling, is_group_wise
 
 
@@ -71,8 +70,7 @@ class Costs:
 
     def __init__(self, coupling: Coupling, spaces: Sequence[Space]) -> None:
         self._counts = [len(space.sets) for space in spaces]
-        layers = [_layer(node, coupling, spaces) for node in coupling.channels if mixes(node)]
-        self._layers = [layer for layer in layers if layer is not None]
+        self._layers = [_layer(node, spaces) for node in coupling.channels if mixes(node)]
         self._near: list[list[_Layer]] = [[] for _ in spaces]
         for layer in self._layers:
             for index in {*layer.outputs[1], *layer.inputs[1]}:
@@ -99,13 +97,9 @@ def _macs(layer: _Layer, counts: Sequence[int]) -> float:
     return layer.rate * outputs * inputs
 
 
-def _layer(node: fx.Node, coupling: Coupling, spaces: Sequence[Space]) -> _Layer | None:
-    dims = dims_of(node)
-    assert dims is not None
-    affine = affine_of(node, dims)
-    rate = float(affine.grid.taps * (positions_of(node, dims) or 1))
-    module = module_of(node)
-    assert module is not None
+def _layer(node: fx.Node, spaces: Sequence[Space]) -> _Layer:
+    affine = map_of(node)
+    rate = float(affine.grid.taps * (positions_of(node, affine.grid.dims) or 1))
     outputs = _part(node, affine.out_channels, spaces)
     if is_group_wise(node):
         return _Layer(rate, outputs, (1, {}))
