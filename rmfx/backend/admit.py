@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from rmfx.backend.settings import Settings
 from rmfx.errors import RmfxError
@@ -50,6 +51,12 @@ def concrete(args: Sequence[Any]) -> tuple[Any, ...] | None:
     """``args`` with a number for each symbol, without specialising on it; ``None`` where a symbol has no value yet."""
     numbers = tuple(value.node.hint if isinstance(value, torch.SymInt) else value for value in args)
     return None if any(number is None for number in numbers) else numbers
+
+
+def has_free_sizes(gm: fx.GraphModule) -> bool:
+    """Whether Dynamo's guards let inputs of several layouts pass: some size or stride of one is a symbol."""
+    values = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+    return any(isinstance(value, Tensor | torch.SymInt) and free_symbols(value) for value in values)
 
 
 def _obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:

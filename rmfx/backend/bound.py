@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from rmfx.backend.admit import has_free_sizes
 from rmfx.backend.inner import Freezing, Run, compile_bound, compile_later
 from rmfx.backend.settings import Settings
 from rmfx.backend.stamp import Stamp
@@ -32,6 +33,7 @@ class Bound:
         self._gm = gm
         self._settings = settings
         self._weights = weight_inputs(gm)
+        self._has_free_sizes = has_free_sizes(gm)
         self._folded: tuple[Stamp, Run] | None = None  # one attribute, so that threads never see half of a change
         self._live: Run | None = None
         self._misses = 0
@@ -69,7 +71,8 @@ class Bound:
             module = self._settings.convert(held, tuple(args[index] for index in read))
         logger.info("rmfx: %s", report(module).summary())
         assert isinstance(module, fx.GraphModule)
-        compiled = compile_bound(module, self._settings, self._freezing)
+        fixed = None if self._has_free_sizes else tuple(args[index] for index in read)
+        compiled = compile_bound(module, self._settings, self._freezing, fixed)
         return lambda *args: compiled(*(args[index] for index in read))
 
     def _give_up(self, reason: str) -> Run:
