@@ -58,10 +58,19 @@ class _Scope:
 
 @dataclass(eq=False)
 class _Place:
-    """A scope, its forms, and for each of them the cheapest chain that ends with it."""
+    """A scope, its forms, and for each of them what seams are worth, and the cheapest chain that ends with it.
+
+    Attributes:
+        before: the place that ends where this one starts, by its index.
+        seams: for each form, and each one of the place before, what composing across the border adds.
+        outer: for each form, what composing with layers in no place adds.
+    """
 
     scope: _Scope
     forms: list[Form]
+    before: int | None = None
+    seams: list[list[float]] = field(default_factory=list)
+    outer: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
     came_from: list[int] = field(default_factory=list)
 
@@ -84,34 +93,61 @@ def choose(gm: fx.GraphModule, rule: Rule[Any, Any], pricer: Pricer) -> dict[str
     """
     known: dict[str, tuple[list[str], list[Form]]] = {}
     places = [_Place(scope, _forms(scope, rule, pricer, known)) for scope in _outermost(gm, rule)]
+    _find_seams(places, pricer)
+    _lower(places, pricer)
+    for place in places:
+        before = places[place.before].best if place.before is not None else [0.0]
+        for form, seams, outer in zip(place.forms, place.seams, place.outer, strict=True):
+            costs = [best + seam for best, seam in zip(before, seams, strict=True)]
+            cheapest = min(range(len(costs)), key=costs.__getitem__)
+            place.best.append(costs[cheapest] + form.price.after + outer)
+            place.came_from.append(cheapest)
+    return _traced_back(places)
+
+
+def _find_seams(places: Sequence[_Place], pricer: Pricer) -> None:
     starts = {place.scope.start for place in places}
     by_end: dict[fx.Node, int] = {}
     for index, place in enumerate(places):
-        start = place.scope.start
-        before = places[by_end[start]] if start is not None and start in by_end else None
+        start, end = place.scope.start, place.scope.nodes[-1]
+        place.before = by_end.get(start) if start is not None else None
+        by_end[end] = index
+        tails = None if place.before is None else [_tail(other.piece) for other in places[place.before].forms]
         for form in place.forms:
-            costs = [0.0]
-            if before is not None:
-                tails = [_tail(other.piece) for other in before.forms]
-                seams = [_seam(tail, _head(form.piece), pricer) for tail in tails]
-                costs = [best + seam for best, seam in zip(before.best, seams, strict=True)]
-            cheapest = min(range(len(costs)), key=costs.__getitem__)
-            outer = _outer_seams(place.scope, form, before is not None, place.scope.nodes[-1] in starts, pricer)
-            place.best.append(costs[cheapest] + form.price.after + outer)
-            place.came_from.append(cheapest)
-        by_end[place.scope.nodes[-1]] = index
-    return _traced_back(places, by_end)
+            head = _head(form.piece)
+            place.seams.append([0.0] if tails is None else [_seam(tail, head, pricer) for tail in tails])
+            place.outer.append(_outer_seams(place.scope, form, tails is not None, end in starts, pricer))
 
 
-def _traced_back(places: Sequence[_Place], by_end: Mapping[fx.Node, int]) -> dict[str, Wish]:
+def _lower(places: Sequence[_Place], pricer: Pricer) -> None:
+    """Prices forms with what they carry beside it again, where that is cheaper.
+
+    Such a form has all the layers that were there before. So where nothing is measured, and a few bytes less are no
+    reason to believe anything, only those are looked at which a seam may make worth it.
+    """
+    wanted: set[tuple[int, int]] = set()  # (place, form)
+    for index, place in enumerate(places):
+        outers = enumerate(place.outer)
+        wanted |= {(index, k) for k, outer in outers if outer < 0 or (pricer.measures and place.forms[k].rule)}
+        if place.before is not None:
+            pairs = [(k, other) for k, seams in enumerate(place.seams) for other, seam in enumerate(seams) if seam < 0]
+            wanted |= {which for k, other in pairs for which in ((index, k), (place.before, other))}
+    known: dict[fx.GraphModule, Priced] = {}
+    for index, k in sorted(wanted):
+        as_is, form = places[index].forms[0], places[index].forms[k]
+        if form.piece not in known:
+            known[form.piece] = _cheapest(as_is.piece, form.piece, pricer).on(as_is.price.before)
+        places[index].forms[k] = replace(form, price=known[form.piece])
+
+
+def _traced_back(places: Sequence[_Place]) -> dict[str, Wish]:
     picked: dict[int, int] = {}
     for index in reversed(range(len(places))):
         place = places[index]
         if index not in picked:  # the last of its chain
             picked[index] = min(range(len(place.best)), key=place.best.__getitem__)
-        start = place.scope.start
-        if start is not None and start in by_end:
-            picked.setdefault(by_end[start], place.came_from[picked[index]])
+        if place.before is not None:
+            picked.setdefault(place.before, place.came_from[picked[index]])
     wishes: dict[str, Wish] = {}
     for index, place in enumerate(places):
         form = place.forms[picked[index]]
@@ -177,13 +213,13 @@ def _all_forms(as_is: fx.GraphModule, scope: _Scope, rule: Rule[Any, Any], price
             continue
         seen.add(text)
         origins = tuple(applied.origin for applied in result.applied)
-        found.append(Form(variant, origins, piece, _cheapest(as_is, piece, pricer)))
+        found.append(Form(variant, origins, piece, pricer.price(as_is, piece)))
     base = next((form.price.before for form in found if form.price.measured), pricer.estimate(as_is))
     return [Form(None, (), as_is, Priced(base, base)), *(replace(f, price=f.price.on(base)) for f in found)]
 
 
 def _cheapest(as_is: fx.GraphModule, piece: fx.GraphModule, pricer: Pricer) -> Priced:
-    """The price of a form, as it is or with what it carries beside it again: its seams may be worth that."""
+    """The price of a form, or that of the form with what it carries beside it again."""
     price = pricer.price(as_is, piece)
     if not price.before < price.after <= _FAR * price.before or not is_linear(outputs_of(piece)[0]):
         return price  # nothing is composed with an activation
