@@ -1,0 +1,244 @@
+"""Accuracy against latency and parameters: residual networks pruned with coupled channels, and plain ones by rmfx.
+
+Figure 6 of the paper, on ``digits32``: a ResNet of 3 x 2 basic blocks, trained, pruned to several parts of its MACs,
+and trained on, by every method of :mod:`benchmarks.prune_networks` with the same data and the same epochs:
+
+* ``stock BN scale``, ``stock group norm``: pruners of Torch-Pruning, with their own sparse training;
+* ``coupled, tuned``: the residual network with all that rmfx does but the removal of its shortcuts;
+* ``rmfx``: its shortcuts switched off by sparse training, made plain, pruned, lowered;
+* with ``--ablations``: rmfx and the tuned one with one thing changed.
+
+Everything is chosen by validation images, which come from other originals than those trained on; test images, from
+still other ones, are looked at once, by finished networks. Networks stay in ``--folder``, and rows of results are
+appended to ``results/prune.jsonl``: what is there is not done again. ``--time`` measures latencies, each against the
+unpruned network in interleaved pairs; ``--table`` prints what there is.
+
+Fronts are compared at 0.3 and 0.8 points below the unpruned network of the same seed: cost of the baseline over that of
+rmfx, the geometric mean over seeds with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.table import Table
+
+from benchmarks.common import CONSOLE, RESULTS, Figure, code_version, macs, provenance, tracked
+from benchmarks.prune_fronts import Point, cost_at, mean_ratio
+from benchmarks.prune_networks import (
+    ABLATIONS,
+    EXAMPLE,
+    METHODS,
+    Method,
+    Setting,
+    accuracy,
+    cut,
+    deployed,
+    parameters,
+    splits,
+    trained,
+)
+from rmfx.files.serialise import load, save
+from rmfx.learn.trainer import train
+from rmfx.measure.paired import compare
+from rmfx.measure.runners import runner
+from rmfx.measure.target import Target
+
+matplotlib.use("agg")
+
+ROWS = RESULTS / "prune.jsonl"
+PARTS = (0.6, 0.45, 0.33, 0.24, 0.17)  # of the MACs of the residual network
+SEEDS = (0, 1, 2)
+TARGETS = ("onnxruntime", "eager")
+BELOW = (0.003, 0.008)  # the unpruned network's accuracy
+LIMITS = {"stock BN scale": 2.0, "stock group norm": 2.0, "coupled, tuned": 1.28}
+PAIRS, SECONDS = 40, 1.5
+QUICK = Setting(images=2_400, test_images=1_000, epochs=1, tune_epochs=1)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network: what the rows of training and of timing have in common."""
+
+    method: str
+    seed: int
+    part: float
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.part:g} seed {self.seed}"
+
+
+def jobs(methods: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Everything there is to do, seed by seed."""
+    return [
+        Job(method, seed, part)
+        for seed in seeds
+        for method in methods
+        for part in (PARTS if method_of(method).tool else (1.0,))
+    ]
+
+
+def method_of(name: str) -> Method:
+    """By its name."""
+    return {**METHODS, **ABLATIONS}[name]
+
+
+def make(job: Job, setting: Setting, folder: Path) -> Row:
+    """Train, prune, train on, test."""
+    data, test = splits(setting.images, setting.test_images)
+    method = method_of(job.method)
+    base = trained(method.base, job.seed, setting, folder, data)
+    network = cut(method, base, job.part, data, job.seed)
+    before = accuracy(network, data.test)
+    train(network, data, setting.tuning(job.seed))
+    finished = deployed(network)
+    save(finished, folder / f"{job}.rmfx")
+    return {
+        "kind": "accuracy",
+        **asdict(job),
+        "validation_before_tuning": before,
+        "validation": accuracy(finished, data.test),
+        "test": accuracy(finished, test),
+        "parameters": parameters(finished),
+        "macs": macs(load(folder / f"{job}.rmfx"), EXAMPLE.shape[-1]),
+        "setting": asdict(setting),
+    }
+
+
+def measure(job: Job, folder: Path) -> Row:
+    """Latency on every target, one image, one thread, over that of the unpruned network."""
+    unpruned = Job("unpruned", job.seed, 1.0)
+    found = {}
+    for name in TARGETS:
+        target = Target(name, threads=1)
+        pair = [runner(load(folder / f"{which}.rmfx"), (EXAMPLE,), target) for which in (unpruned, job)]
+        found[name] = compare(str(job), *pair, pairs=PAIRS, seconds=SECONDS).to_dict()
+    return {"kind": "latency", **asdict(job), "latency": found}
+
+
+def read(path: Path, kind: str) -> dict[Job, Row]:
+    """The last row of each job."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {Job(row["method"], row["seed"], row["part"]): row for row in rows if row["kind"] == kind}
+
+
+def points(path: Path, method: str, seed: int, cost: str) -> list[Point]:
+    """Accuracy and cost of a method's networks, and of the unpruned one: costs over that of the unpruned one."""
+    accuracies, latencies = read(path, "accuracy"), read(path, "latency")
+    found = []
+    for job, row in accuracies.items():
+        if job.seed != seed or job.method not in (method, "unpruned"):
+            continue
+        if cost in TARGETS:
+            if job.method == "unpruned":
+                found.append((row["test"], 1.0))
+            elif job in latencies:
+                found.append((row["test"], latencies[job]["latency"][cost]["ratio"]))
+        else:
+            found.append((row["test"], row[cost] / accuracies[Job("unpruned", seed, 1.0)][cost]))
+    return found
+
+
+def compared(path: Path, baseline: str, cost: str, below: float, seeds: Sequence[int]) -> list[float]:
+    """For each seed, what the baseline pays over what rmfx pays, ``below`` the unpruned network."""
+    found = []
+    for seed in seeds:
+        unpruned = read(path, "accuracy")[Job("unpruned", seed, 1.0)]["test"]
+        costs = [cost_at(points(path, method, seed, cost), unpruned - below) for method in (baseline, "rmfx")]
+        found.append(costs[0].value / costs[1].value)
+    return found
+
+
+def figures(path: Path) -> Iterator[Figure]:
+    """What was to be reached: inverted where more is better, as a figure is a limit from above."""
+    done = {job.seed for job in read(path, "accuracy") if job.method == "rmfx"}
+    for baseline, limit in LIMITS.items():
+        for below in BELOW:
+            for cost in TARGETS:
+                ratio, low, high = mean_ratio(compared(path, baseline, cost, below, sorted(done)))
+                words = f"rmfx / {baseline}, latency in {cost} ({ratio:.2f}x, {low:.2f} to {high:.2f})"
+                yield Figure(f"{100 * below:.1f} points below", words, 1 / ratio, 1 / limit)
+            worst = min(compared(path, baseline, "parameters", below, sorted(done)))
+            yield Figure(
+                f"{100 * below:.1f} points below", f"rmfx / {baseline}, parameters, worst seed", 1 / worst, 1.0
+            )
+
+
+def show(path: Path) -> list[Figure]:
+    """Print every row, then the figures; returns those that are missed."""
+    table = Table("network", "validation", "test", "parameters", "MACs", *(f"{name}, x unpruned" for name in TARGETS))
+    latencies = read(path, "latency")
+    for job, row in sorted(read(path, "accuracy").items(), key=lambda item: str(item[0])):
+        times = [latencies[job]["latency"][name]["ratio"] if job in latencies else None for name in TARGETS]
+        cells = [f"{100 * row['validation']:.2f}", f"{100 * row['test']:.2f}", str(row["parameters"]), str(row["macs"])]
+        table.add_row(str(job), *cells, *("" if ratio is None else f"{ratio:.3f}" for ratio in times))
+    CONSOLE.print(table)
+    found = list(figures(path)) if latencies else []
+    for figure in found:
+        mark = "reached" if figure.reached else "[red]missed[/]"
+        CONSOLE.print(f"{mark} {figure.subject}: {figure.quantity} is {figure.value:.3f}, limit {figure.limit:.3f}")
+    return [figure for figure in found if not figure.reached]
+
+
+def draw(path: Path) -> None:
+    """Figure 6: accuracy against latency and parameters, all seeds."""
+    from matplotlib import pyplot as plt  # after the choice of what draws
+
+    sheet, axes = plt.subplots(1, 3, figsize=(15, 4.5))
+    for axis, cost in zip(axes, ("onnxruntime", "eager", "parameters"), strict=True):
+        for method in METHODS:
+            if method == "unpruned":
+                continue
+            dots = [dot for seed in SEEDS for dot in points(path, method, seed, cost) if dot[1] < 1]
+            dots.sort(key=lambda dot: dot[1])
+            axis.plot([x for _, x in dots], [100 * y for y, _ in dots], "o", markersize=4, label=method)
+        axis.set(xlabel=f"{cost}, over the unpruned network's", ylabel="test accuracy, %", xscale="log")
+        axis.legend(frameon=False)
+    for suffix in ("png", "svg"):
+        sheet.savefig(path.with_suffix(f".{suffix}"), bbox_inches="tight")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
+    parser.add_argument("--ablations", action="store_true", help="these, for the first seed")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--folder", type=Path, default=Path("build/prune"), help="of networks")
+    parser.add_argument("--output", type=Path, default=ROWS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="little training: does it run")
+    parser.add_argument("--time", action="store_true", help="measure latencies of the networks in the folder")
+    parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    methods, seeds = (list(ABLATIONS), given.seeds[:1]) if given.ablations else (given.methods, given.seeds)
+    wanted = [] if given.table else jobs(methods, seeds)
+    done = read(given.output, "latency" if given.time else "accuracy")
+    todo = [job for job in wanted if job not in done]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for job in tracked(todo, len(todo)):
+        setting = QUICK if given.quick else Setting()
+        row = measure(job, given.folder) if given.time else make(job, setting, given.folder)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        with given.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "provenance": provenance(), "code": code_version()}) + "\n")
+    missed = show(given.output)
+    if given.table and read(given.output, "latency"):
+        draw(given.output)
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

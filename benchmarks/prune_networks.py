@@ -1,0 +1,232 @@
+"""What ``benchmarks.prune`` compares: one network, its data, the trainings that come first, the ways to prune it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.swa_utils import update_bn
+
+import rmfx
+from benchmarks.common import macs
+from rmfx.learn.data import Data, Split
+from rmfx.learn.digits import originals
+from rmfx.learn.digits32 import digits32
+from rmfx.learn.images import ImageSplit
+from rmfx.learn.recipe import Recipe
+from rmfx.learn.rounds import batches_of
+from rmfx.learn.slimming import Slimming
+from rmfx.learn.trainer import train
+from rmfx.models.layers import conv_bn_relu
+from rmfx.models.resnet import ResidualBlock, ResNet, residual_blocks
+from rmfx.pruning.scales import scale_shortcuts
+
+WIDTHS = (32, 64, 128)
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+HELD_OUT = 6  # every sixth original is for validation
+RANKING_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of everything: the same for all methods.
+
+    Attributes:
+        images: made for training and validation.
+        test_images: looked at once, by finished networks.
+        epochs, tune_epochs: before and after pruning.
+        sparsity: L1 on scales of norms, for every method that ranks by them or starts from them.
+        shortcut_sparsity: L1 on scales of shortcuts: all of them are off in the end.
+        group_sparsity: of Torch-Pruning's GroupNormPruner, in its benchmarks for CIFAR.
+    """
+
+    images: int = 24_000
+    test_images: int = 12_000
+    epochs: int = 10
+    tune_epochs: int = 4
+    sparsity: float = 1e-4
+    shortcut_sparsity: float = 1e-2
+    group_sparsity: float = 5e-4
+
+    def recipe(self, seed: int) -> Recipe:
+        """Of the training before pruning."""
+        return Recipe(epochs=self.epochs, learning_rate=0.1, warmup=0.5, precision="bf16", seed=seed)
+
+    def tuning(self, seed: int) -> Recipe:
+        """Of the training after pruning."""
+        return replace(self.recipe(seed), epochs=self.tune_epochs, learning_rate=0.05)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a smaller network.
+
+    Attributes:
+        base: how the network is trained first (:data:`BASES`).
+        tool: ``"rmfx"``, or a pruner of Torch-Pruning; ``None`` leaves the network as it is.
+        plain: whether shortcuts are removed before pruning.
+        importance, round_to: as for :func:`rmfx.prune`.
+    """
+
+    base: str
+    tool: str | None = "rmfx"
+    plain: bool = False
+    importance: str = "taylor"
+    round_to: int = 16
+
+
+BASES = ("plain", "slim", "group", "switched off")
+METHODS = {
+    "unpruned": Method("plain", tool=None),
+    "stock BN scale": Method("slim", tool="BNScale"),
+    "stock group norm": Method("group", tool="GroupNorm"),
+    "coupled, tuned": Method("slim"),
+    "rmfx": Method("switched off", plain=True),
+}
+ABLATIONS = {
+    "rmfx, any width": Method("switched off", plain=True, round_to=1),
+    "rmfx, BN scale": Method("switched off", plain=True, importance="bn"),
+    "rmfx, live shortcuts": Method("slim", plain=True),
+    "coupled, any width": Method("slim", round_to=1),
+    "coupled, shortcuts off": Method("switched off"),
+}
+
+
+@cache
+def splits(images: int, test_images: int) -> tuple[Data, Split]:
+    """Data to train on and to choose by, and the images for the final test: all made from different originals."""
+    drawn = digits32(train_images=images, test_images=test_images)
+    [(_, labels), _] = originals(0)
+    held = torch.arange(images) % len(labels) % HELD_OUT == 0
+    whole = drawn.train
+    assert isinstance(whole, ImageSplit)
+    halves = [replace(whole, images=whole.images[which], labels=whole.labels[which]) for which in (~held, held)]
+    return Data("digits32, split", replace(halves[0], crop=2), halves[1], drawn.shape, drawn.classes), drawn.test
+
+
+def residual() -> nn.Module:
+    """ResNet of three stages of two basic blocks, 26 M MACs: stages at 16x16, 8x8 and 4x4."""
+    stem = conv_bn_relu(3, WIDTHS[0], 3, 2)
+    return ResNet(stem, residual_blocks((2, 2, 2), WIDTHS, False, ResidualBlock), WIDTHS[-1], 10)
+
+
+def trained(base: str, seed: int, setting: Setting, folder: Path, data: Data, **told: Any) -> nn.Module:
+    """The network after the first training, which is done only if ``folder`` does not hold it."""
+    torch.manual_seed(seed)
+    network = residual()
+    if base == "switched off":
+        network = scale_shortcuts(network, EXAMPLE).requires_grad_()
+    place = folder / f"{base} {seed}"
+    if not (place / "model.safetensors").exists():
+        objective = None
+        if base in ("slim", "switched off"):
+            shortcuts = setting.shortcut_sparsity if base == "switched off" else 0.0
+            objective = Slimming(setting.sparsity, shortcuts)
+        grouped = _regularised(network, setting.group_sparsity) if base == "group" else nullcontext()
+        with grouped:
+            resume = (place / "checkpoint.pt").exists()
+            train(network, data, setting.recipe(seed), folder=place, resume=resume, objective=objective, **told)
+    network.load_state_dict(load_file(place / "model.safetensors"))
+    return network.eval()
+
+
+@contextmanager
+def _regularised(network: nn.Module, strength: float) -> Iterator[None]:
+    """What Torch-Pruning's GroupNormPruner adds to the gradients before every step."""
+    torch_pruning = _torch_pruning()
+    importance = torch_pruning.importance.GroupMagnitudeImportance(normalizer="max")
+    pruner = torch_pruning.pruner.GroupNormPruner(
+        network, EXAMPLE, importance, reg=strength, ignored_layers=[network.fc]
+    )
+    handle = register_optimizer_step_pre_hook(lambda *_: pruner.regularize(network))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def cut(method: Method, base: nn.Module, part: float, data: Data, seed: int) -> nn.Module:
+    """The network with about ``part`` of the MACs of the residual one, before it is trained on.
+
+    Statistics of batch norms are estimated again.
+    """
+    if method.tool is None:
+        return copy.deepcopy(base)
+    goal = part * macs(residual(), EXAMPLE.shape[-1])
+    if method.tool == "rmfx":
+        network = _by_rmfx(method, base, goal, data, seed)
+    else:
+        network = _by_torch_pruning(method.tool, base, goal)
+    update_bn(batches_of(data, network, 128, RANKING_BATCHES, seed), network)
+    return network.eval()
+
+
+def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int) -> nn.Module:
+    network = rmfx.convert(base, EXAMPLE, policy="all" if method.plain else [], keep_bn=True)
+    whole = rmfx.report(network).totals.macs_after
+    assert whole is not None
+    return rmfx.prune(
+        network,
+        EXAMPLE,
+        budget={"macs": min(1.0, goal / whole)},
+        importance=method.importance,
+        round_to=method.round_to,
+        data=batches_of(data, network, 128, RANKING_BATCHES, seed),
+    ).network.requires_grad_()
+
+
+def _by_torch_pruning(tool: str, base: nn.Module, goal: float) -> nn.Module:
+    """By the ratio that leaves MACs closest to ``goal``: they do not fall evenly with it, so all are looked at."""
+    ratios = [step / 50 for step in range(1, 50)]
+    found = [_stock(tool, base, ratio) for ratio in ratios]
+    return min(found, key=lambda network: abs(macs(copy.deepcopy(network), EXAMPLE.shape[-1]) - goal))
+
+
+def _stock(tool: str, base: nn.Module, ratio: float) -> nn.Module:
+    """As in Torch-Pruning's own benchmarks: over all layers at once, with its importance for that pruner."""
+    torch_pruning = _torch_pruning()
+    network = copy.deepcopy(base)
+    kind, importance = {
+        "BNScale": (torch_pruning.pruner.BNScalePruner, torch_pruning.importance.BNScaleImportance()),
+        "GroupNorm": (
+            torch_pruning.pruner.GroupNormPruner,
+            torch_pruning.importance.GroupMagnitudeImportance(normalizer="max"),
+        ),
+    }[tool]
+    layers = {"ignored_layers": [network.fc], "global_pruning": True}
+    kind(network, EXAMPLE, importance, pruning_ratio=ratio, **layers).step()
+    return network
+
+
+def _torch_pruning() -> Any:
+    return importlib.import_module("torch_pruning")
+
+
+def deployed(network: nn.Module) -> nn.Module:
+    """As it is to run: carried channels are shortcuts again where that is cheaper, norms are folded."""
+    return rmfx.lower(network.float().eval(), EXAMPLE)
+
+
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Part of the images that are told right, in float32."""
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in split.batches(500):
+            right += int((network(images).argmax(1) == labels).sum())
+            total += len(labels)
+    return right / total
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers it has learned."""
+    return sum(p.numel() for p in network.parameters())
