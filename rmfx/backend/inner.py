@@ -39,7 +39,7 @@ def compile_later(gm: fx.GraphModule, settings: Settings) -> Run:
 
 
 class Freezing:
-    """Whether Inductor makes constants of weights: as it is told, or else whatever is faster on the first call.
+    """Whether Inductor freezes weights: as it is told, or else whatever is faster on the first call.
 
     Frozen convolutions run in kernels of oneDNN, with weights laid out for them. That makes a ResNet twice as fast, and
     small depthwise networks slower than code that Inductor writes itself.

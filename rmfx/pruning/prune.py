@@ -16,13 +16,15 @@ from torch.utils import _pytree as pytree
 from rmfx import account
 from rmfx.collector import uncollected
 from rmfx.errors import RmfxError
+from rmfx.graph.linear import mixes
 from rmfx.measure.paired import sample
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 from rmfx.prepare import Prepared, prepare
 from rmfx.pruning.constants import dead_sets
-from rmfx.pruning.coupling import Coupling, couple
+from rmfx.pruning.coupling import Channels, Coupling, couple
 from rmfx.pruning.importance import Data, Importance, Loss, cross_entropy, scores
+from rmfx.pruning.reconstruct import Batches, reconstruct
 from rmfx.pruning.removal import Removal, remove
 from rmfx.pruning.spaces import Costs, Space, spaces_of
 from rmfx.pruning.wanted import Ranked, Wanted
@@ -98,6 +100,7 @@ def prune(
     per_mac: bool | None = None,
     round_to: int = 1,
     keep_constants: bool = True,
+    calibration: Batches | None = None,
 ) -> Pruned:
     """Remove the channels that say least, from every layer that has them; there are no masks.
 
@@ -124,6 +127,8 @@ def prune(
             are changes of the loss. A ``threshold`` is one of scores.
         round_to: leave every layer a multiple of so many channels, by keeping the best of those that were to go.
         keep_constants: or leave the constants out, which changes the function a little more; ``error`` says how much.
+        calibration: batches of inputs, or pairs as in ``data``: makes up for what is gone, without training, by least
+            squares on what each layer gave before (:mod:`rmfx.pruning.reconstruct`).
 
     Raises:
         RmfxError: when not exactly one of ``amount``, ``threshold`` and ``budget`` is given, or one makes no sense, or
@@ -156,8 +161,15 @@ def prune(
         return median(sample(call) for _ in range(_SAMPLES))
 
     removal = wanted.removal(ranked, latency)
+    kept = {str(node.target): (~removal.gone[found.sets]).nonzero().flatten() for node, found in _layers(coupling)}
     remove(prepared.gm, coupling, removal)
-    return _pruned(prepared, coupling, spaces, removal)
+    pruned = _pruned(prepared, coupling, spaces, removal)
+    if calibration is None:
+        return pruned
+    again, _ = _coupled(model, example_inputs)
+    reconstruct(pruned.network, finished(again, _report(again, ()), False), kept, calibration)
+    assert prepared.args is not None
+    return replace(pruned, error=_change(prepared.original, pruned.network, prepared.args))
 
 
 def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]:
@@ -165,6 +177,10 @@ def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]
     if prepared.args is None:
         raise RmfxError("prune needs example_inputs: costs follow from shapes")
     return prepared, couple(prepared.gm)
+
+
+def _layers(coupling: Coupling) -> list[tuple[fx.Node, Channels]]:
+    return [(node, found) for node, found in coupling.channels.items() if mixes(node)]
 
 
 def _report(prepared: Prepared, widths: Sequence[Width]) -> Report:
