@@ -68,6 +68,8 @@ def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path
         run("prune", "rmfx:resnet20", again, "--weights", weights, "--macs", 0.5, "--residual", "--json")
     )
     assert len(coupled["widths"]) < len(told["widths"]) and "add" in rmfx.load(again).code
+    options = ("--weights", weights, "--macs", 0.5, "--reconstruct", "--json")
+    assert json.loads(run("prune", "rmfx:resnet20", again, *options))["error"] < told["error"]
     assert "wrote" in run("train", pruned, "-o", tmp_path / "more", "--epochs", 1)
     assert macs_of(tmp_path / "more" / "model.rmfx") == told["macs"][1]
     text = run("prune", tmp_path / "more" / "model.rmfx", again, "--amount", 0.2, "--layerwise", "--importance", "l2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,10 @@ def prune(
     round_to: Annotated[int, typer.Option("--round-to", min=1, help="Widths are multiples of it.")] = 1,
     drop_constants: Annotated[
         bool, typer.Option("--drop-constants", help="Leave out what removed channels emitted without their weights.")
+    ] = False,
+    reconstruct: Annotated[
+        bool,
+        typer.Option("--reconstruct", help="Make up for what is gone, by least squares on '--images'."),
     ] = False,
     residual: Annotated[
         bool, typer.Option("--residual", help="Prune a named network as it is, without converting it first.")
@@ -104,6 +109,7 @@ def prune(
     if latency is not None:
         budget = {**(budget or {}), "latency_ms": latency, "target": options.parse_target(target, threads)}
     [(examples, _)] = batches_of(source, network, batch, 1, seed)
+    batches = partial(batches_of, source, network, batch, max(1, images // batch), seed)
     with console.step("ranking channels and removing them"):
         pruned = rmfx.prune(
             network,
@@ -112,10 +118,11 @@ def prune(
             threshold=threshold,
             budget=budget,
             importance=importance,
-            data=batches_of(source, network, batch, max(1, images // batch), seed),
+            data=batches(),
             scope="layer" if layerwise else "global",
             round_to=round_to,
             keep_constants=not drop_constants,
+            calibration=batches() if reconstruct else None,
         )
     rmfx.save(pruned.network, output)
     _tell(output, pruned.to_dict(), str(pruned), json)

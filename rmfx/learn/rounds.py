@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.optim.swa_utils import update_bn
 
 from rmfx.errors import RmfxError
 from rmfx.files.atomic import replacing
@@ -120,7 +121,10 @@ def _pruned(
 ) -> Pruned:
     [(examples, _)] = batches_of(data, network, recipe.batch, 1, recipe.seed)
     batches = batches_of(data, network, recipe.batch, count, recipe.seed)
-    return prune(network, examples, budget={"macs": ratio}, importance=importance, round_to=round_to, data=batches)
+    pruned = prune(network, examples, budget={"macs": ratio}, importance=importance, round_to=round_to, data=batches)
+    update_bn(batches_of(data, network, recipe.batch, count, recipe.seed), pruned.network)  # training starts from there
+    pruned.network.eval()
+    return pruned
 
 
 def _keep(pruned: Pruned, place: Path, told: Path) -> None:

@@ -22,9 +22,9 @@ from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 from rmfx.prepare import Prepared, prepare
 from rmfx.pruning.constants import dead_sets
-from rmfx.pruning.coupling import Channels, Coupling, couple
+from rmfx.pruning.coupling import Coupling, couple
 from rmfx.pruning.importance import Data, Importance, Loss, cross_entropy, scores
-from rmfx.pruning.reconstruct import Batches, reconstruct
+from rmfx.pruning.reconstruct import reconstruct
 from rmfx.pruning.removal import Removal, remove
 from rmfx.pruning.spaces import Costs, Space, spaces_of
 from rmfx.pruning.wanted import Ranked, Wanted
@@ -100,7 +100,7 @@ def prune(
     per_mac: bool | None = None,
     round_to: int = 1,
     keep_constants: bool = True,
-    calibration: Batches | None = None,
+    calibration: Data | None = None,
 ) -> Pruned:
     """Remove the channels that say least, from every layer that has them; there are no masks.
 
@@ -127,8 +127,8 @@ def prune(
             are changes of the loss. A ``threshold`` is one of scores.
         round_to: leave every layer a multiple of so many channels, by keeping the best of those that were to go.
         keep_constants: or leave the constants out, which changes the function a little more; ``error`` says how much.
-        calibration: batches of inputs, or pairs as in ``data``: makes up for what is gone, without training, by least
-            squares on what each layer gave before (:mod:`rmfx.pruning.reconstruct`).
+        calibration: pairs as in ``data``, of which only the inputs are read: make up for what is gone, without any
+            training, by least squares on what each layer gave before (:mod:`rmfx.pruning.reconstruct`).
 
     Raises:
         RmfxError: when not exactly one of ``amount``, ``threshold`` and ``budget`` is given, or one makes no sense, or
@@ -161,7 +161,7 @@ def prune(
         return median(sample(call) for _ in range(_SAMPLES))
 
     removal = wanted.removal(ranked, latency)
-    kept = {str(node.target): (~removal.gone[found.sets]).nonzero().flatten() for node, found in _layers(coupling)}
+    kept = _kept(coupling, removal)
     remove(prepared.gm, coupling, removal)
     pruned = _pruned(prepared, coupling, spaces, removal)
     if calibration is None:
@@ -179,8 +179,14 @@ def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]
     return prepared, couple(prepared.gm)
 
 
-def _layers(coupling: Coupling) -> list[tuple[fx.Node, Channels]]:
-    return [(node, found) for node, found in coupling.channels.items() if mixes(node)]
+def _kept(coupling: Coupling, removal: Removal) -> dict[str, Tensor]:
+    """By the names of layers that mix channels, what :func:`rmfx.pruning.reconstruct.reconstruct` wants to know."""
+    found: dict[str, Tensor] = {}
+    for node, channels in coupling.channels.items():
+        if mixes(node):
+            rows = torch.where(removal.homes[channels.sets], -1, torch.arange(len(channels.sets)))
+            found[str(node.target)] = rows[~removal.gone[channels.sets]]
+    return found
 
 
 def _report(prepared: Prepared, widths: Sequence[Width]) -> Report:

@@ -12,7 +12,7 @@ makes up for what is left of the errors in front of it. Where removing channels 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -24,10 +24,9 @@ from torch.nn import functional as F
 
 from rmfx.errors import RmfxError
 from rmfx.graph.linear import CONVS
+from rmfx.pruning.importance import Data
 
-Batches = Iterable[Any]
-
-_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # choices of r, by the mean of the diagonal of X X^T
+_RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # choices of r, by the mean of the diagonal of X X^T
 _POSITIONS = 64  # of each image, at most
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -36,15 +35,15 @@ class _Reached(Exception):
     """A layer's input and output are known: the rest of the network need not run."""
 
 
-def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Tensor], batches: Batches) -> int:
+def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Tensor], data: Data) -> int:
     """Change the weights of ``narrow``, in place, so that each layer gives more nearly what it gave in ``whole``.
 
     Args:
         narrow: a pruned network in eval mode.
         whole: the network before pruning, with layers of the same names; left untouched.
-        kept: by the names of layers, in order: which of the whole layer's output channels are left, int64. Depthwise
-            convolutions are left as they are.
-        batches: what both networks take: a tensor, a tuple of them, or a pair ``(inputs, labels)`` with integer labels.
+        kept: by the names of layers, in order: for each output channel that is left, which one of the whole layer it
+            was, int64; -1 for one that is to stay as it is. Depthwise convolutions are all left as they are.
+        data: pairs of what both networks take, a tensor or a tuple of them, and something that is not read.
 
     Returns:
         How many layers have changed.
@@ -53,10 +52,10 @@ def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Ten
         RmfxError: when there is no batch.
 
     >>> net = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval())
-    >>> reconstruct(net, net, {"2": torch.arange(2)}, [torch.randn(4, 3, 8, 8)])  # nothing is missing
+    >>> reconstruct(net, net, {"2": torch.arange(2)}, [(torch.randn(4, 3, 8, 8), None)])  # nothing is missing
     0
     """
-    inputs = [_inputs(batch) for batch in batches]
+    inputs = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch, _ in data]
     if not inputs:
         raise RmfxError("reconstruction needs batches of calibration data: got none")
     done = 0
@@ -65,14 +64,6 @@ def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Ten
         if _solvable(layer) and len(rows):
             done += _solve(layer, _errors((layer, before), (narrow, whole), rows, inputs))
     return done
-
-
-def _inputs(batch: Any) -> tuple[Any, ...]:
-    if isinstance(batch, Tensor):
-        return (batch,)
-    is_pair = len(batch) == 2 and isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
-    given = batch[0] if is_pair else batch
-    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
 
 
 def _solvable(layer: nn.Module) -> bool:
@@ -122,12 +113,12 @@ def _solve(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
 
 def _moments(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> list[_Moments]:
     """Those of every other image, and of the rest."""
-    groups, found = getattr(layer, "groups", 1), []
+    groups, found, random = getattr(layer, "groups", 1), [], torch.Generator().manual_seed(0)
     for read, missing in pairs:
         for part in (slice(0, None, 2), slice(1, None, 2)):
             patches, wanted = _columns(layer, read[part]), _positions(layer, missing[part])
-            step = max(1, len(patches) // (_POSITIONS * len(read[part]) or 1))
-            patches, wanted = (x[::step].double().cpu() for x in (patches, wanted))
+            chosen = torch.randperm(len(patches), generator=random)[: _POSITIONS * len(read[part])]
+            patches, wanted = (x[chosen.to(x.device)].double().cpu() for x in (patches, wanted))
             if layer.bias is not None:
                 patches = torch.cat([patches, torch.ones_like(patches[..., :1])], -1)
             gram = torch.einsum("pgi,pgj->gij", patches, patches)
@@ -143,11 +134,12 @@ def _errors(
     for given in inputs:
         (read, now), (_, then) = (_at(*which, given) for which in zip(layers, networks, strict=True))
         axis = then.dim() - 1 if isinstance(layers[0], nn.Linear) else 1
-        yield read, then.index_select(axis, rows.to(then.device)) - now
+        known = (rows >= 0).to(now).reshape([-1 if dim == axis else 1 for dim in range(now.dim())])
+        yield read, known * (then.index_select(axis, rows.clamp(min=0).to(then.device)) - now)
 
 
 @torch.no_grad()
-def _at(layer: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def _at(layer: nn.Module, network: nn.Module, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """What ``layer`` reads and gives when the network is called."""
     found: list[Tensor] = []
 
