@@ -13,6 +13,7 @@ makes up for what is left of the errors in front of it. Where removing channels 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -149,9 +150,8 @@ def _at(layer: nn.Module, network: nn.Module, inputs: Sequence[Any]) -> tuple[Te
 
     handle = layer.register_forward_hook(note)
     try:
-        network(*inputs)
-    except _Reached:
-        pass
+        with suppress(_Reached):
+            network(*inputs)
     finally:
         handle.remove()
     return found[0], found[1]
