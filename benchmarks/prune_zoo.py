@@ -2,27 +2,35 @@
 
 The plain network is pruned by the size of its filters, which takes any network and no data. The rest is what a user
 does next: forward passes at two batch sizes, and ``rmfx.export``, which runs the file in onnxruntime and compares it
-with torch. What cannot be converted, or has nothing to prune, is told and left out.
+with torch. What cannot be converted, or has nothing to prune, is told and left out. Rows are appended to
+``results/prune_zoo.jsonl``; what is there is not done again.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.table import Table
 
 import rmfx
-from benchmarks.common import CONSOLE, Figure, finish, options, torchvision_model, tracked
+from benchmarks.common import CONSOLE, RESULTS, code_version, provenance, torchvision_model, tracked
 from rmfx.errors import RmfxError
 from rmfx.vision import import_torchvision
 
+ROWS = RESULTS / "prune_zoo.jsonl"
 AMOUNT, IMAGE = 0.3, {"inception_v3": 128}
-LEAST = 0.25  # of all channels gone: whole groups, and one channel of each layer, stay
+MOST = 0.75  # of all channels may be left: whole groups, and one channel of each layer, stay
+Row = dict[str, Any]
 
 
-def measure(name: str, folder: Path) -> dict[str, object] | None:
-    """What became of one network; ``None`` where there is nothing to prune."""
+def measure(name: str, folder: Path) -> Row:
+    """What became of one network; ``refused`` says why nothing did."""
     size = IMAGE.get(name, 96)
     model = torchvision_model(name, image=size)
     x = torch.randn(2, 3, size, size)
@@ -30,8 +38,7 @@ def measure(name: str, folder: Path) -> dict[str, object] | None:
         plain = rmfx.convert(model, x, partial=False, verify=False)
         pruned = rmfx.prune(plain, x, amount=AMOUNT, importance="l2")
     except RmfxError as error:
-        CONSOLE.print(f"{name} is left out: {error}")
-        return None
+        return {"refused": str(error)}
     with torch.no_grad():
         answers = [pruned.network(torch.randn(batch, 3, size, size)) for batch in (1, 3)]
     assert all(bool(answer.isfinite().all()) for answer in answers)
@@ -46,21 +53,45 @@ def measure(name: str, folder: Path) -> dict[str, object] | None:
     }
 
 
+def read(path: Path) -> dict[str, Row]:
+    """The last row of each network."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {row["network"]: row for row in map(json.loads, lines)}
+
+
+def show(rows: dict[str, Row]) -> bool:
+    """Print what there is; returns whether every network that can be pruned was."""
+    table = Table("network", "channels left", "parameters left", "MACs left")
+    parts = {name: row["channels"][1] / row["channels"][0] for name, row in rows.items() if "refused" not in row}
+    for name, part in parts.items():
+        left = [rows[name][what][1] / rows[name][what][0] for what in ("parameters", "macs")]
+        table.add_row(name, *(f"{x:.2f}" for x in (part, *left)))
+    CONSOLE.print(table)
+    for name, row in rows.items():
+        if "refused" in row:
+            CONSOLE.print(f"{name} is left out: {row['refused']}")
+    missed = [name for name, part in parts.items() if part > MOST]
+    CONSOLE.print(f"{len(parts)} networks pruned, exported and run; {len(missed)} kept more than {MOST:.0%}: {missed}")
+    return bool(parts) and not missed
+
+
 def main() -> None:
     """Run the benchmark."""
     models = import_torchvision().models
-    arguments = options(__doc__, models.list_models(module=models))
-    samples: dict[str, object] = {}
-    figures: list[Figure] = []
-    for name in tracked(arguments.models, len(arguments.models)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=models.list_models(module=models), help="only these")
+    parser.add_argument("--output", type=Path, default=ROWS)
+    parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
+    given = parser.parse_args()
+    done = read(given.output)
+    todo = [] if given.table else [name for name in given.models if name not in done]
+    for name in tracked(todo, len(todo)):
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(name, Path(folder))
-        if row is None:
-            continue
-        samples[name] = row
-        before, after = row["channels"]  # type: ignore[misc]
-        figures.append(Figure(name, "part of the channels left", after / before, 1 - LEAST))
-    finish("prune_zoo", figures, samples, write=not arguments.no_write)
+            row = {"network": name, **measure(name, Path(folder)), "provenance": provenance(), "code": code_version()}
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        with given.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    sys.exit(0 if show(read(given.output)) else 1)
 
 
 if __name__ == "__main__":
