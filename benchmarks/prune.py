@@ -29,6 +29,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import CONSOLE, RESULTS, Figure, code_version, macs, provenance, tracked
@@ -162,8 +163,11 @@ def compared(path: Path, baseline: str, cost: str, below: float, seeds: Sequence
 
 def figures(path: Path) -> Iterator[Figure]:
     """What was to be reached: inverted where more is better, as a figure is a limit from above."""
-    done = {job.seed for job in read(path, "accuracy") if job.method == "rmfx"}
+    latencies = read(path, "latency")
     for baseline, limit in LIMITS.items():
+        done = {seed for seed in SEEDS if all(Job(name, seed, PARTS[-1]) in latencies for name in (baseline, "rmfx"))}
+        if not done:
+            continue
         for below in BELOW:
             for cost in TARGETS:
                 ratio, low, high = mean_ratio(compared(path, baseline, cost, below, sorted(done)))
@@ -176,14 +180,18 @@ def figures(path: Path) -> Iterator[Figure]:
 
 
 def show(path: Path) -> list[Figure]:
-    """Print every row, then the figures; returns those that are missed."""
-    table = Table("network", "validation", "test", "parameters", "MACs", *(f"{name}, x unpruned" for name in TARGETS))
-    latencies = read(path, "latency")
-    for job, row in sorted(read(path, "accuracy").items(), key=lambda item: str(item[0])):
-        times = [latencies[job]["latency"][name]["ratio"] if job in latencies else None for name in TARGETS]
-        cells = [f"{100 * row['validation']:.2f}", f"{100 * row['test']:.2f}", str(row["parameters"]), str(row["macs"])]
-        table.add_row(str(job), *cells, *("" if ratio is None else f"{ratio:.3f}" for ratio in times))
-    CONSOLE.print(table)
+    """Print every row, costs over those of the unpruned network of its seed, then the figures; returns the missed ones."""
+    table = Table(
+        "network", "validation, %", "test, %", "parameters, x", "MACs, x", *(f"{name}, x" for name in TARGETS)
+    )
+    accuracies, latencies = read(path, "accuracy"), read(path, "latency")
+    for job, row in sorted(accuracies.items(), key=lambda item: (item[0].seed, item[0].method, -item[0].part)):
+        unpruned = accuracies.get(Job("unpruned", job.seed, 1.0), row)
+        cells = [f"{100 * row[split]:.2f}" for split in ("validation", "test")]
+        cells += [f"{row[cost] / unpruned[cost]:.3f}" for cost in ("parameters", "macs")]
+        cells += [f"{latencies[job]['latency'][name]['ratio']:.3f}" if job in latencies else "" for name in TARGETS]
+        table.add_row(str(job), *cells)
+    (CONSOLE if CONSOLE.is_terminal else Console(width=140)).print(table)
     found = list(figures(path)) if latencies else []
     for figure in found:
         mark = "reached" if figure.reached else "[red]missed[/]"
