@@ -180,7 +180,7 @@ def figures(path: Path) -> Iterator[Figure]:
 
 
 def show(path: Path) -> list[Figure]:
-    """Print every row, costs over those of the unpruned network of its seed, then the figures; returns the missed ones."""
+    """Print every row, costs over the unpruned network's, then the figures; returns the missed ones."""
     table = Table(
         "network", "validation, %", "test, %", "parameters, x", "MACs, x", *(f"{name}, x" for name in TARGETS)
     )
