@@ -6,7 +6,8 @@ and trained on, by every method of :mod:`benchmarks.prune_networks` with the sam
 * ``stock BN scale``, ``stock group norm``: pruners of Torch-Pruning, with their own sparse training;
 * ``coupled, tuned``: the residual network with all that rmfx does but the removal of its shortcuts;
 * ``rmfx``: its shortcuts switched off by sparse training, made plain, pruned, lowered;
-* with ``--ablations``: rmfx and the tuned one with one thing changed.
+* with ``--ablations``: rmfx and the tuned one with one thing changed;
+* with ``--untrained``: both before they are trained on, with norms estimated again and with least squares.
 
 Everything is chosen by validation images, which come from other originals than those trained on; test images, from
 still other ones, are looked at once, by finished networks. Networks stay in ``--folder``, and rows of results are
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ TARGETS = ("onnxruntime", "eager")
 BELOW = (0.003, 0.008)  # the unpruned network's accuracy
 LIMITS = {"stock BN scale": 2.0, "stock group norm": 2.0, "coupled, tuned": 1.28}
 PAIRS, SECONDS = 40, 1.5
+UNTRAINED = (  # label, norms, solve: as for `cut`
+    ("as pruned", False, False),
+    ("norms", True, False),
+    ("least squares", False, True),
+    ("least squares, norms", True, True),
+)
 QUICK = Setting(images=2_400, test_images=1_000, epochs=1, tune_epochs=1)
 Row = dict[str, Any]
 
@@ -104,7 +111,6 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
     finished = deployed(network)
     save(finished, folder / f"{job}.rmfx")
     return {
-        "kind": "accuracy",
         **asdict(job),
         "validation_before_tuning": before,
         "validation": accuracy(finished, data.test),
@@ -115,7 +121,19 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
     }
 
 
-def measure(job: Job, folder: Path) -> Row:
+def untrained(job: Job, setting: Setting, folder: Path) -> Row:
+    """Accuracy on validation images without any training after pruning: what norms and least squares make up for."""
+    data, _ = splits(setting.images, setting.test_images)
+    method = method_of(job.method)
+    base = trained(method.base, job.seed, setting, folder, data)
+    found = {}
+    for label, norms, solve in UNTRAINED:
+        network = cut(method, base, job.part, data, job.seed, norms=norms, solve=solve)
+        found[label] = accuracy(network, data.test)
+    return {**asdict(job), "validation": found}
+
+
+def measure(job: Job, _: Setting, folder: Path) -> Row:
     """Latency on every target, one image, one thread, over that of the unpruned network."""
     unpruned = Job("unpruned", job.seed, 1.0)
     found = {}
@@ -123,7 +141,14 @@ def measure(job: Job, folder: Path) -> Row:
         target = Target(name, threads=1)
         pair = [runner(load(folder / f"{which}.rmfx"), (EXAMPLE,), target) for which in (unpruned, job)]
         found[name] = compare(str(job), *pair, pairs=PAIRS, seconds=SECONDS).to_dict()
-    return {"kind": "latency", **asdict(job), "latency": found}
+    return {**asdict(job), "latency": found}
+
+
+MEASURES: dict[str, Callable[[Job, Setting, Path], Row]] = {
+    "accuracy": make,
+    "untrained": untrained,
+    "latency": measure,
+}
 
 
 def read(path: Path, kind: str) -> dict[Job, Row]:
@@ -192,6 +217,9 @@ def show(path: Path) -> list[Figure]:
         cells += [f"{latencies[job]['latency'][name]['ratio']:.3f}" if job in latencies else "" for name in TARGETS]
         table.add_row(str(job), *cells)
     (CONSOLE if CONSOLE.is_terminal else Console(width=140)).print(table)
+    for job, row in read(path, "untrained").items():
+        told = ", ".join(f"{label} {100 * value:.2f}" for label, value in row["validation"].items())
+        CONSOLE.print(f"{job}, validation without training: {told}")
     found = list(figures(path)) if latencies else []
     for figure in found:
         mark = "reached" if figure.reached else "[red]missed[/]"
@@ -228,20 +256,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="little training: does it run")
     parser.add_argument("--time", action="store_true", help="measure latencies of the networks in the folder")
+    parser.add_argument("--untrained", action="store_true", help="rmfx and the tuned one, first seed: before tuning")
     parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    methods, seeds = (list(ABLATIONS), given.seeds[:1]) if given.ablations else (given.methods, given.seeds)
+    methods, seeds = given.methods, given.seeds
+    if given.ablations or given.untrained:
+        methods, seeds = list(ABLATIONS) if given.ablations else ["coupled, tuned", "rmfx"], seeds[:1]
     wanted = [] if given.table else jobs(methods, seeds)
-    done = read(given.output, "latency" if given.time else "accuracy")
+    kind = "latency" if given.time else "untrained" if given.untrained else "accuracy"
+    done = read(given.output, kind)
     todo = [job for job in wanted if job not in done]
     given.folder.mkdir(parents=True, exist_ok=True)
     for job in tracked(todo, len(todo)):
-        setting = QUICK if given.quick else Setting()
-        row = measure(job, given.folder) if given.time else make(job, setting, given.folder)
+        row = MEASURES[kind](job, QUICK if given.quick else Setting(), given.folder)
         given.output.parent.mkdir(parents=True, exist_ok=True)
         with given.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "provenance": provenance(), "code": code_version()}) + "\n")
+            row = {"kind": kind, **row, "provenance": provenance(), "code": code_version()}
+            file.write(json.dumps(row) + "\n")
     missed = show(given.output)
     if given.table and read(given.output, "latency"):
         draw(given.output)

@@ -34,7 +34,7 @@ from rmfx.pruning.scales import scale_shortcuts
 WIDTHS = (32, 64, 128)
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 HELD_OUT = 6  # every sixth original is for validation
-RANKING_BATCHES = 16
+RANKING_BATCHES, SOLVING_BATCHES = 16, 4
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,28 @@ def _regularised(network: nn.Module, strength: float) -> Iterator[None]:
         handle.remove()
 
 
-def cut(method: Method, base: nn.Module, part: float, data: Data, seed: int) -> nn.Module:
+def cut(
+    method: Method, base: nn.Module, part: float, data: Data, seed: int, *, norms: bool = True, solve: bool = False
+) -> nn.Module:
     """The network with about ``part`` of the MACs of the residual one, before it is trained on.
 
-    Statistics of batch norms are estimated again.
+    Args:
+        norms: estimate the statistics of batch norms again.
+        solve: make up for what is gone by least squares; by rmfx only.
     """
     if method.tool is None:
         return copy.deepcopy(base)
     goal = part * macs(residual(), EXAMPLE.shape[-1])
     if method.tool == "rmfx":
-        network = _by_rmfx(method, base, goal, data, seed)
+        network = _by_rmfx(method, base, goal, data, seed, solve)
     else:
         network = _by_torch_pruning(method.tool, base, goal)
-    update_bn(batches_of(data, network, 128, RANKING_BATCHES, seed), network)
+    if norms:
+        update_bn(batches_of(data, network, 128, RANKING_BATCHES, seed), network)
     return network.eval()
 
 
-def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int) -> nn.Module:
+def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int, solve: bool) -> nn.Module:
     network = rmfx.convert(base, EXAMPLE, policy="all" if method.plain else [], keep_bn=True)
     whole = rmfx.report(network).totals.macs_after
     assert whole is not None
@@ -182,6 +187,7 @@ def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int
         importance=method.importance,
         round_to=method.round_to,
         data=batches_of(data, network, 128, RANKING_BATCHES, seed),
+        calibration=batches_of(data, network, 128, SOLVING_BATCHES, seed) if solve else None,
     ).network.requires_grad_()
 
 
