@@ -25,6 +25,7 @@ from rmfx.vision import import_torchvision
 
 ROWS = RESULTS / "prune_zoo.jsonl"
 AMOUNT, IMAGE = 0.3, {"inception_v3": 128}
+TRANSFORMERS = ("vit_", "swin_", "maxvit_")  # no convolutional networks
 MOST = 0.75  # of all channels may be left: whole groups, and one channel of each layer, stay
 Row = dict[str, Any]
 
@@ -79,7 +80,8 @@ def main() -> None:
     """Run the benchmark."""
     models = import_torchvision().models
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=models.list_models(module=models), help="only these")
+    names = [name for name in models.list_models(module=models) if not name.startswith(TRANSFORMERS)]
+    parser.add_argument("--models", nargs="+", default=names, help="only these")
     parser.add_argument("--output", type=Path, default=ROWS)
     parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
     given = parser.parse_args()
