@@ -14,9 +14,10 @@ from rmfx.pruning.spaces import Costs, Space
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One chunk that goes: sets of one space, and the MACs per sample that are left then."""
+    """One chunk that goes: sets of one space, how many channels they are, and the MACs per sample left then."""
 
     sets: Tensor
+    channels: int
     macs: float
 
 
@@ -50,7 +51,7 @@ def removals(scores: Tensor, spaces: Sequence[Space], costs: Costs, round_to: in
             del prices[best]
         for index in costs.neighbours(best) & prices.keys():
             prices[index] = price(index)
-        yield Step(chunk, macs)
+        yield Step(chunk, len(chunk) * spaces[best].width, macs)
 
 
 def _chunks(scores: Tensor, space: Space, step: int) -> list[Tensor]:
@@ -61,11 +62,12 @@ def _chunks(scores: Tensor, space: Space, step: int) -> list[Tensor]:
     return [ranked[max(0, end - step) : end] for end in ends if end]  # the first one makes the width a multiple
 
 
-def by_amount(steps: Iterable[Step], amount: float, free: int, count: int) -> Tensor:
-    """Sets to drop, bool ``[count]``: steps as long as no more than ``amount`` of the ``free`` sets go."""
-    dropped = torch.zeros(count, dtype=torch.bool)
+def by_amount(steps: Iterable[Step], most: float, count: int) -> Tensor:
+    """Sets to drop, bool ``[count]``: steps as long as no more than ``most`` channels go."""
+    dropped, gone = torch.zeros(count, dtype=torch.bool), 0
     for step in steps:
-        if int(dropped.sum()) + len(step.sets) > amount * free:
+        gone += step.channels
+        if gone > most:
             break
         dropped[step.sets] = True
     return dropped

@@ -89,7 +89,8 @@ class Wanted:
         elif self.amount is not None and self.scope == "layer":
             dropped = choose.by_amount_of_each(network.scores, network.spaces, self.amount, self.round_to, count)
         elif self.amount is not None:
-            dropped = choose.by_amount(self._steps(network), self.amount, int(network.coupling.free.sum()), count)
+            channels = sum(space.width * len(space.sets) for space in network.spaces)
+            dropped = choose.by_amount(self._steps(network), self.amount * channels, count)
         else:
             assert self.budget is not None
             return self._within_macs(network) if "macs" in self.budget else self._within_latency(network, latency)
