@@ -26,7 +26,7 @@ from rmfx.vision import import_torchvision
 ROWS = RESULTS / "prune_zoo.jsonl"
 AMOUNT, IMAGE = 0.3, {"inception_v3": 128}
 TRANSFORMERS = ("vit_", "swin_", "maxvit_")  # no convolutional networks
-MOST = 0.75  # of all channels may be left: whole groups, and one channel of each layer, stay
+MOST = 0.75  # of all channels may be left and say something: groups go as wholes, and each layer keeps one of them
 Row = dict[str, Any]
 
 
@@ -44,9 +44,12 @@ def measure(name: str, folder: Path) -> Row:
         answers = [pruned.network(torch.randn(batch, 3, size, size)) for batch in (1, 3)]
     assert all(bool(answer.isfinite().all()) for answer in answers)
     path = rmfx.export(pruned.network, folder / "pruned.onnx", x)
-    before, after = (sum(getattr(width, side) for width in pruned.widths) for side in ("before", "after"))
+    before, after, constants = (
+        sum(getattr(width, side) for width in pruned.widths) for side in ("before", "after", "constants")
+    )
     return {
         "channels": [before, after],
+        "constants": constants,
         "parameters": pruned.parameters,
         "macs": pruned.macs,
         "lost_constants": pruned.lost,
@@ -62,11 +65,15 @@ def read(path: Path) -> dict[str, Row]:
 
 def show(rows: dict[str, Row]) -> bool:
     """Print what there is; returns whether every network that can be pruned was."""
-    table = Table("network", "channels left", "parameters left", "MACs left")
-    parts = {name: row["channels"][1] / row["channels"][0] for name, row in rows.items() if "refused" not in row}
-    for name, part in parts.items():
-        left = [rows[name][what][1] / rows[name][what][0] for what in ("parameters", "macs")]
-        table.add_row(name, *(f"{x:.2f}" for x in (part, *left)))
+    table = Table("network", "channels left", "without constants", "parameters left", "MACs left")
+    parts: dict[str, float] = {}
+    for name, row in rows.items():
+        if "refused" in row:
+            continue
+        before, after = row["channels"]
+        parts[name] = (after - row.get("constants", 0)) / before
+        left = [row[what][1] / row[what][0] for what in ("parameters", "macs")]
+        table.add_row(name, *(f"{x:.2f}" for x in (after / before, parts[name], *left)))
     CONSOLE.print(table)
     for name, row in rows.items():
         if "refused" in row:
