@@ -105,7 +105,7 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
     data, test = splits(setting.images, setting.test_images)
     method = method_of(job.method)
     base = trained(method.base, job.seed, setting, folder, data)
-    network = cut(method, base, job.part, data, job.seed)
+    network = cut(method, base, job.part, data, job.seed, norms=not method.solve, solve=method.solve)
     before = accuracy(network, data.test)
     train(network, data, setting.tuning(job.seed))
     finished = deployed(network)

@@ -80,6 +80,7 @@ class Method:
         tool: ``"rmfx"``, or a pruner of Torch-Pruning; ``None`` leaves the network as it is.
         plain: whether shortcuts are removed before pruning.
         importance, round_to: as for :func:`rmfx.prune`.
+        solve: whether least squares make up for what is gone, before training; else norms are estimated again.
     """
 
     base: str
@@ -87,6 +88,7 @@ class Method:
     plain: bool = False
     importance: str = "taylor"
     round_to: int = 16
+    solve: bool = False
 
 
 BASES = ("plain", "slim", "group", "switched off")
@@ -103,6 +105,8 @@ ABLATIONS = {
     "rmfx, live shortcuts": Method("slim", plain=True),
     "coupled, any width": Method("slim", round_to=1),
     "coupled, shortcuts off": Method("switched off"),
+    "rmfx, least squares": Method("switched off", plain=True, solve=True),
+    "coupled, least squares": Method("slim", solve=True),
 }
 
 
