@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
     parser.add_argument("--ablations", action="store_true", help="these, for the first seed")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--folder", type=Path, default=Path("build/prune"), help="of networks")
+    parser.add_argument("--folder", type=Path, default=Path("runs/prune"), help="of networks")
     parser.add_argument("--output", type=Path, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="little training: does it run")
