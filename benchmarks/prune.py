@@ -24,7 +24,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +259,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="little training: does it run")
+    parser.add_argument("--weight-decay", type=float, default=Setting().weight_decay, help="give --output, too")
     parser.add_argument("--time", action="store_true", help="measure latencies of the networks in the folder")
     parser.add_argument("--untrained", action="store_true", help="rmfx and the tuned one, first seed: before tuning")
     parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    setting = replace(QUICK if given.quick else Setting(), weight_decay=given.weight_decay)
     methods, seeds = given.methods, given.seeds
     if given.ablations or given.untrained:
         methods, seeds = list(ABLATIONS) if given.ablations else ["coupled, tuned", "rmfx"], seeds[:1]
@@ -273,7 +275,7 @@ def main() -> None:
     todo = [job for job in wanted if job not in done]
     given.folder.mkdir(parents=True, exist_ok=True)
     for job in tracked(todo, len(todo)):
-        row = MEASURES[kind](job, QUICK if given.quick else Setting(), given.folder)
+        row = MEASURES[kind](job, setting, given.folder)
         given.output.parent.mkdir(parents=True, exist_ok=True)
         with given.output.open("a", encoding="utf-8") as file:
             row = {"kind": kind, **row, "provenance": provenance(), "code": code_version()}

@@ -22,7 +22,7 @@ from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 from rmfx.prepare import Prepared, prepare
 from rmfx.pruning.constants import dead_sets
-from rmfx.pruning.coupling import Coupling, couple
+from rmfx.pruning.coupling import Coupling, couple, is_group_wise
 from rmfx.pruning.importance import Data, Importance, Loss, cross_entropy, scores
 from rmfx.pruning.reconstruct import reconstruct
 from rmfx.pruning.removal import Removal, remove
@@ -180,10 +180,10 @@ def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]
 
 
 def _kept(coupling: Coupling, removal: Removal) -> dict[str, Tensor]:
-    """By the names of layers that mix channels, what :func:`rmfx.pruning.reconstruct.reconstruct` wants to know."""
+    """What :func:`rmfx.pruning.reconstruct.reconstruct` wants to know of every layer that is not depthwise."""
     found: dict[str, Tensor] = {}
     for node, channels in coupling.channels.items():
-        if mixes(node):
+        if mixes(node) and not is_group_wise(node):
             rows = torch.where(removal.homes[channels.sets], -1, torch.arange(len(channels.sets)))
             found[str(node.target)] = rows[~removal.gone[channels.sets]]
     return found

@@ -42,8 +42,8 @@ def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Ten
     Args:
         narrow: a pruned network in eval mode.
         whole: the network before pruning, with layers of the same names; left untouched.
-        kept: by the names of layers, in order: for each output channel that is left, which one of the whole layer it
-            was, int64; -1 for one that is to stay as it is. Depthwise convolutions are all left as they are.
+        kept: by the names of convolutions and linear layers, in order: for each output channel that is left, which one
+            of the whole layer it was, int64; -1 for one that is to stay as it is. Other layers stay as they are.
         data: pairs of what both networks take, a tensor or a tuple of them, and something that is not read.
 
     Returns:
@@ -61,14 +61,9 @@ def reconstruct(narrow: fx.GraphModule, whole: nn.Module, kept: Mapping[str, Ten
         raise RmfxError("reconstruction needs batches of calibration data: got none")
     done = 0
     for name, rows in kept.items():
-        layer, before = narrow.get_submodule(name), whole.get_submodule(name)
-        if _solvable(layer) and len(rows):
-            done += _solve(layer, _errors((layer, before), (narrow, whole), rows, inputs))
+        layers = narrow.get_submodule(name), whole.get_submodule(name)
+        done += _solve(layers[0], _errors(layers, (narrow, whole), rows, inputs))
     return done
-
-
-def _solvable(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, CONVS) and not layer.groups == layer.in_channels > 1)
 
 
 @dataclass(frozen=True, eq=False)
