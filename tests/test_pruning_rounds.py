@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import rmfx
@@ -14,6 +15,7 @@ from rmfx.cli.app import app
 from rmfx.demo import DigitNet
 from rmfx.errors import RmfxError
 from rmfx.learn import Recipe, open_data, prune_in_rounds, train
+from rmfx.learn.rounds import batches_of
 
 RECIPE = Recipe(epochs=1, batch=64, learning_rate=0.02)
 
@@ -56,6 +58,20 @@ def test_rounds_reach_the_budget_and_go_on_where_they_stopped(tmp_path: Path) ->
     assert torch.equal(saved(x), network(x)) and macs_of(tmp_path / "round-2" / "model.rmfx") == last[1]
     with pytest.raises(RmfxError, match="rounds must be at least 1 and macs between 0 and 1, got 0 and 0.5"):
         prune_in_rounds(model, data, RECIPE, rounds=0, macs=0.5, folder=tmp_path)
+
+
+def test_each_round_begins_with_norms_that_fit_its_network(tmp_path: Path) -> None:
+    data, model = open_data("digits"), DigitNet()
+    train(model, data, Recipe(epochs=1, batch=64))
+    prune_in_rounds(model, data, RECIPE, rounds=1, macs=0.4, folder=tmp_path)
+    network = rmfx.load(tmp_path / "round-1" / "pruned.rmfx").train()
+    last = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)][-1]
+    assert last.running_mean is not None
+    found, seen = last.running_mean.clone(), []
+    with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3)))), torch.no_grad():
+        for images, _ in batches_of(data, network, RECIPE.batch, 16, RECIPE.seed):
+            network(images)
+    torch.testing.assert_close(found, torch.stack(seen).mean(0))
 
 
 def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path: Path) -> None:

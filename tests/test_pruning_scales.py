@@ -12,6 +12,7 @@ import rmfx
 from rmfx.errors import RmfxError
 from rmfx.hostile import randomise
 from rmfx.learn import Recipe, Slimming, open_data, train
+from rmfx.learn.slimming import OFF
 from rmfx.models import resnet20, vgg16
 from rmfx.modules import ChannelAffine
 from rmfx.pruning.prune import prune
@@ -77,8 +78,16 @@ def test_slimming_brings_scales_down_and_keeps_them_above_0() -> None:
         train(network, data, Recipe(epochs=3, batch=128), objective=Slimming(factor / 100, factor))
         scales = torch.cat([s.detach().flatten() for s in scales_of(network)])
         sums.append(float(scales.sum()))
-        assert bool((scales >= 0).all())
+        assert bool(((scales == 0) | (scales >= OFF)).all())
     assert sums[1] < 0.6 * sums[0]
+
+
+def test_scales_that_training_takes_below_notice_are_exactly_0() -> None:
+    scale = ChannelAffine(nn.Parameter(torch.tensor([1.0, 1.1 * OFF, 0.9 * OFF, -1.0])))
+    slimming = Slimming(0.1)
+    slimming.start(nn.Sequential(nn.BatchNorm2d(4), scale))
+    slimming.progress(scale, 1.0)
+    assert (scale.weight != 0).tolist() == [True, True, False, False]
 
 
 def test_the_penalty_is_the_sum_of_all_scales() -> None:

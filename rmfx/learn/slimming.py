@@ -2,7 +2,8 @@
 
 ``loss = cross entropy + r * (factor * sum |gamma| + shortcuts * sum s)`` over the scales ``gamma`` of batch norms and
 ``s`` of shortcuts (:mod:`rmfx.pruning.scales`), which are held at 0 or above. ``r`` rises from 0 to 1 over the first
-part of the training.
+part of the training. A subgradient step overshoots 0 and never lands on it, so scales of shortcuts below ``OFF`` are
+set to 0: only there does the shortcut cost nothing. Their gradients may still lift them again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rmfx.errors import RmfxError
 from rmfx.learn.objective import Objective
 from rmfx.modules import ChannelAffine
 
+OFF = 1e-4  # they are 1 at first
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -63,7 +65,7 @@ class Slimming(Objective):
         self._done = done
         with torch.no_grad():
             for scale in self._scales:
-                scale.clamp_(min=0)  # a carried channel must pass a ReLU, and what is below 0 is not worth its weight
+                scale[scale < OFF] = 0  # also below 0: a carried channel must pass a ReLU
 
     def loss(self, cross_entropy: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         penalty = cross_entropy.new_zeros(())
