@@ -15,10 +15,11 @@ that their remaining weights allow.
 
 Conditions:
 
-1. ``L1`` to ``Ln`` are convolutions or linear layers with one reader; between them stand activations, and gates that
-   are computed from other channels than the carried ones;
-2. ``psi`` is the identity: slope 1, no bounds, not masked, a factor of exactly 1, or a range of values on which the
-   activation is; or it acts on ``v`` and ``-v``, with ``phi(v) - phi(-v) = k v``, and ``M`` reads their difference;
+1. ``L1`` to ``Ln`` are convolutions or linear layers with one reader; between them stand activations, batch norms, and
+   gates that are computed from other channels than the carried ones;
+2. ``psi`` is the identity: slope 1, no bounds, not masked, a factor of exactly 1, a batch norm with ``w = sqrt(var +
+   eps), b = mean`` to the rounding of ``w`` (equation 2), or a range of values on which the activation is; or it acts
+   on ``v`` and ``-v``, with ``phi(v) - phi(-v) = k v``, and ``M`` reads their difference;
 3. each layer between carries by Dirac filters: one tap, at offset 0, without bias, of a map that keeps sizes but for
    its stride; its weight is exactly 1, or another power of two where two codings meet;
 4. MACs fall, or parameters do at the same MACs;

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from rmfx import account
+from rmfx.algebra.pointwise import NORMS
+from rmfx.algebra.widened import is_identity_at
+from rmfx.check.verify import verify as verify_models
 from rmfx.collector import uncollected
 from rmfx.graph.pipeline import run_passes
 from rmfx.graph.rewriter import want_all
@@ -30,6 +35,9 @@ def lower(
 
     The channels are found in the weights alone (:mod:`rmfx.passes.lower_carried`), so the network may have been saved,
     pruned or read from ONNX since it was converted. Of a pruned one, what is left of a shortcut is restored.
+
+    Batch norms that were kept stay. On carried channels they are the identity (equation 2), but for the rounding of
+    their scales, which is gone from the result. Training changes them: prune, lower, then train on.
 
     Args:
         plain: a network as :func:`rmfx.convert` leaves it, in eval mode; it is left untouched.
@@ -58,7 +66,23 @@ def lower(
     results = _until_settled(prepared.gm)
     report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
     sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()
-    return finished(prepared, replace(report, size_conditions=sizes), verify)
+    report = replace(report, size_conditions=sizes)
+    if not any(isinstance(layer, NORMS) and bool(is_identity_at(layer).any()) for layer in plain.modules()):
+        return finished(prepared, report, verify)
+    lowered = finished(prepared, report, False)
+    if verify or (verify is None and prepared.args is not None):
+        verify_models(_unrounded(prepared.original), _unrounded(lowered), prepared.args, quick=True)
+    return lowered
+
+
+def _unrounded(network: nn.Module) -> nn.Module:
+    """A copy in float64, with norms that are exactly the identity where they are it to rounding."""
+    exact = copy.deepcopy(network).double()
+    for rounded, layer in zip(network.modules(), exact.modules(), strict=True):
+        if isinstance(layer, NORMS) and bool((same := is_identity_at(rounded)).any()):
+            assert layer.running_var is not None
+            layer.weight.data[same] = torch.sqrt(layer.running_var + layer.eps)[same]
+    return exact
 
 
 def _until_settled(gm: fx.GraphModule) -> tuple[PassResult, ...]:

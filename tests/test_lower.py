@@ -215,6 +215,39 @@ def test_channels_that_were_cut_out() -> None:
     assert cost(lowered, x)[0] < cost(plain, x)[0]
 
 
+def norms_of(network: nn.Module) -> list[Any]:
+    return [layer for layer in network.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_norms_stay_and_carried_channels_do_not(name: str) -> None:
+    model, x = build(name)
+    if not norms_of(model):
+        pytest.skip("it has no norms to keep")
+    plain = rmfx.convert(model, x, keep_bn=True)
+    if rmfx.report(plain).carried_norms:
+        rmfx.calibrate(plain, [hostile(*x.shape)])
+    lowered = lower(plain, x)
+    assert bool(norms_of(lowered)) == bool(norms_of(plain))
+    assert_equivalent(model, lowered, x)
+    assert rmfx.report(lowered).passes[0].applied == rmfx.report(lower(rmfx.convert(model, x), x)).passes[0].applied
+
+
+def test_norms_of_single_precision_are_compared_as_if_they_were_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build("basic_chain")
+    plain = rmfx.calibrate(rmfx.convert(model.float(), x.float(), keep_bn=True), [hostile(*x.shape).float()])
+    lowered = lower(plain, x.float())
+    assert rmfx.report(lowered).passes[0].applied == 3 and norms_of(lowered)
+    exact = Run.exit.fget
+    with monkeypatch.context() as patched, pytest.raises(VerificationError):
+        patched.setattr(Run, "exit", property(lambda run: scaled(exact(run), 1 + 1e-6, 1.0)))
+        lower(plain, x.float())
+    name, channels = next(iter(rmfx.report(plain).carried_norms.items()))
+    with torch.no_grad():
+        plain.get_submodule(name).weight[list(channels)] *= 1 + 1e-6  # not the identity any more
+    assert rmfx.report(lower(plain, x.float())).passes[0].applied == 2
+
+
 def test_known_values_let_a_shift_be_undone() -> None:
     def forward(m: Lambda, x: Tensor) -> Tensor:
         return torch.sigmoid(m.head(x + m.narrow(m.wide(x).relu())))

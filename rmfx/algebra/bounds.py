@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.grid import Axis, Grid
-from rmfx.algebra.pointwise import EVERYTHING, Range, image
+from rmfx.algebra.pointwise import EVERYTHING, NORMS, Range, image
+from rmfx.algebra.widened import is_identity_at
 from rmfx.modules import ChannelClamp, MaskedActivation
 
 ROUNDING = 2.0**-52  # of one operation, relative; twice the unit roundoff
@@ -164,7 +165,10 @@ def _reads_padding(axis: Axis, tap: int) -> bool:
 
 
 def activation_bounds(module: nn.Module, x: Bounds) -> Bounds:
-    """Bounds of a pointwise ``module``, per channel; a constant stays one."""
+    """Bounds of a pointwise ``module``, per channel; a constant stays one.
+
+    Of a batch norm, of the channels on which it is the identity; the others are maps (:func:`affine_bounds`).
+    """
     if isinstance(module, MaskedActivation):
         inner, x = activation_bounds(module.activation, x), x.expand(len(module.mask))
         low, high = (torch.where(module.mask.cpu(), a, b) for a, b in ((inner.low, x.low), (inner.high, x.high)))
@@ -173,6 +177,9 @@ def activation_bounds(module: nn.Module, x: Bounds) -> Bounds:
         low, high = (torch.maximum(torch.minimum(end, ends[1]), ends[0]) for end in (x.low, x.high))
     elif isinstance(module, nn.PReLU) and not module.weight.is_meta:
         low, high = _slope_bounds(module.weight.detach().double().cpu(), x)
+    elif isinstance(module, NORMS):
+        same, x = is_identity_at(module), x.expand(module.num_features)
+        low, high = (torch.where(same, end, worst) for end, worst in zip((x.low, x.high), EVERYTHING, strict=True))
     else:
         pairs, index = torch.stack([x.low.reshape(-1), x.high.reshape(-1)], 1).unique(dim=0, return_inverse=True)
         images = torch.tensor([_image(module, (a, b)) for a, b in pairs.tolist()], dtype=torch.float64)

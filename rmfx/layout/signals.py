@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.bounds import Bounds, activation_bounds
 from rmfx.algebra.narrow import gather
-from rmfx.algebra.pointwise import EVERYTHING, identity_range, is_pointwise, split_constant
+from rmfx.algebra.pointwise import EVERYTHING, NORMS, identity_range, is_pointwise, split_constant
 from rmfx.algebra.rows import Rows, is_power_of_two
+from rmfx.algebra.widened import is_identity_at
 from rmfx.graph.bounds import acts_on_channels, bounds_of
 from rmfx.graph.facts import module_of, range_of
 from rmfx.graph.linear import dims_of
@@ -116,6 +117,8 @@ def unchanged(module: nn.Module, values: Bounds) -> Tensor:
         return ~module.mask.cpu() | unchanged(module.activation, values)
     if isinstance(module, ChannelClamp):
         return (module.low.cpu() <= values.low) & (values.high <= module.high.cpu())
+    if isinstance(module, NORMS):
+        return is_identity_at(module)
     inside = identity_range(module)
     same = torch.zeros_like(values.low, dtype=torch.bool)
     if inside is not None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.affine import Affine
-from rmfx.algebra.pointwise import is_pointwise
+from rmfx.algebra.pointwise import NORMS, is_pointwise
 from rmfx.algebra.rows import Rows, columns_read, negated_rows, read_rows
 from rmfx.graph.bounds import acts_on_channels, is_plain_flatten, keeps_channels
-from rmfx.graph.facts import is_product, module_of
+from rmfx.graph.facts import is_product, module_of, shape_of
 from rmfx.graph.gates import read_gate
-from rmfx.graph.linear import affine_of, dims_of, mixes
+from rmfx.graph.linear import affine_of, dims_of, mixes, norm_obstacle
 
 ROWS = "weight_rows"  # node.meta: what the rows of a layer read
 NEGATIONS = "negated_rows"  # node.meta: which of them are others times -1
@@ -21,7 +21,7 @@ NEGATIONS = "negated_rows"  # node.meta: which of them are others times -1
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A layer that acts on each channel by itself: an activation.
+    """A layer that acts on each channel by itself: an activation or a batch norm.
 
     Attributes:
         node: it.
@@ -157,9 +157,19 @@ def stages_behind(layer: fx.Node) -> tuple[Stage, ...] | None:
 def stage_of(node: fx.Node, dims: int) -> Stage | None:
     """The stage that ``node`` ends, among layers of ``dims`` spatial dimensions."""
     module = module_of(node)
-    if module is not None and is_pointwise(module) and acts_on_channels(module, dims):
+    if module is not None and (
+        _is_norm_of(node, module, dims) or (is_pointwise(module) and acts_on_channels(module, dims))
+    ):
         return Stage(node, node.all_input_nodes[0], (node,))
     return _gate_stage(node, dims) if is_product(node) else None
+
+
+def _is_norm_of(node: fx.Node, module: nn.Module, dims: int) -> bool:
+    """Whether ``node`` is a batch norm with statistics, of the channels of layers of ``dims`` spatial dimensions."""
+    if not isinstance(module, NORMS) or norm_obstacle(module):
+        return False
+    shape = shape_of(node)
+    return dims_of(node) == dims if shape is None else len(shape) == dims + 2
 
 
 def _gate_stage(product: fx.Node, dims: int) -> Stage | None:
