@@ -149,6 +149,22 @@ def test_carried_channels_go_one_by_one() -> None:
     assert len(alone.widths) > len(together.widths), "a residual network has fewer choices"
 
 
+@pytest.mark.parametrize("keep_bn", [False, True])
+def test_what_is_left_of_shortcuts_can_be_shortcuts_again(keep_bn: bool) -> None:
+    model, x = build("basic_chain")
+    plain = rmfx.convert(model, x, keep_bn=keep_bn)
+    left, back = (prune(plain, x, amount=0.2, importance="l1", lower=lower) for lower in (False, True))
+    assert "add" not in left.network.code and "add" in back.network.code
+    assert_equivalent(left.network, back.network, x)
+    assert back.macs[0] == left.macs[0] and back.macs[1] < left.macs[1] and back.parameters[1] < left.parameters[1]
+    assert back.error == pytest.approx(left.error)
+    report = rmfx.report(back.network)
+    assert (report.totals.macs_before, report.totals.macs_after) == back.macs
+    assert any("channels are gone" in note for note in report.notes) and any(
+        "shortcut" in note for note in report.notes
+    )
+
+
 @pytest.mark.parametrize("round_to", [4, 8])
 @pytest.mark.parametrize("wish", [{"amount": 0.4}, {"budget": {"macs": 0.5}}, {"amount": 0.4, "scope": "layer"}])
 def test_widths_are_multiples(wish: dict[str, object], round_to: int) -> None:
@@ -269,6 +285,10 @@ def test_what_follows_something_unknown_is_pruned_again() -> None:
         ({"amount": 0.1, "scope": "block"}, "scope must be 'global' or 'layer', got 'block'"),
         ({"threshold": 0.1, "scope": "layer"}, "scope='layer' is for amount"),
         ({"amount": 0.1, "round_to": 0}, "round_to must be at least 1"),
+        (
+            {"amount": 0.1, "lower": True, "calibration": []},
+            "least squares .* change the Dirac filters that lower=True",
+        ),
         ({"amount": 0.1, "importance": "l3"}, "unknown importance 'l3': choose 'taylor', 'bn', 'l1', 'l2'"),
         ({"amount": 0.1, "importance": "taylor"}, "needs data="),
         ({"amount": 0.1, "importance": "taylor", "data": []}, "data holds no batch"),

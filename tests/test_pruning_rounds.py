@@ -15,6 +15,7 @@ from rmfx.cli.app import app
 from rmfx.demo import DigitNet
 from rmfx.errors import RmfxError
 from rmfx.learn import Recipe, open_data, prune_in_rounds, train
+from rmfx.learn.evaluate import answers
 from rmfx.learn.rounds import batches_of
 
 RECIPE = Recipe(epochs=1, batch=64, learning_rate=0.02)
@@ -74,6 +75,19 @@ def test_each_round_begins_with_norms_that_fit_its_network(tmp_path: Path) -> No
     torch.testing.assert_close(found, torch.stack(seen).mean(0))
 
 
+def test_rounds_can_begin_with_least_squares(tmp_path: Path) -> None:
+    data, model = open_data("digits"), DigitNet()
+    train(model, data, Recipe(epochs=2, batch=64))
+    found = []
+    for solve in (False, True):
+        folder = tmp_path / str(solve)
+        prune_in_rounds(model, data, RECIPE, rounds=1, macs=0.2, folder=folder, reconstruct=solve)
+        network = rmfx.load(folder / "round-1" / "pruned.rmfx")
+        told = answers(network, data.test, 500, torch.device("cpu"))
+        found.append(sum(int((logits.argmax(1) == labels).sum()) for logits, labels in told) / len(data.test))
+    assert found[1] > found[0] + 0.05, "before it is trained on"
+
+
 def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path: Path) -> None:
     run("train", "rmfx:resnet20", "-o", tmp_path / "trained", "--epochs", 1)
     weights = tmp_path / "trained" / "model.safetensors"
@@ -86,6 +100,9 @@ def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path
     assert len(coupled["widths"]) < len(told["widths"]) and "add" in rmfx.load(again).code
     options = ("--weights", weights, "--macs", 0.5, "--reconstruct", "--json")
     assert json.loads(run("prune", "rmfx:resnet20", again, *options))["error"] < told["error"]
+    options = ("--weights", weights, "--amount", 0.2, "--lower", "--json")
+    lowered = json.loads(run("prune", "rmfx:resnet20", again, *options))
+    assert "add" in rmfx.load(again).code and lowered["macs"][1] == macs_of(again) < lowered["macs"][0]
     assert "wrote" in run("train", pruned, "-o", tmp_path / "more", "--epochs", 1)
     assert macs_of(tmp_path / "more" / "model.rmfx") == told["macs"][1]
     text = run("prune", tmp_path / "more" / "model.rmfx", again, "--amount", 0.2, "--layerwise", "--importance", "l2")
@@ -97,6 +114,7 @@ def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path
     [
         (("--rounds", 2), "--rounds go with --macs PART"),
         (("--rounds", 2, "--macs", 0.5, "--amount", 0.1), "none of the other measures"),
+        (("--rounds", 2, "--macs", 0.5, "--lower"), "none of the other measures or --lower"),
     ],
 )
 def test_the_command_says_what_does_not_go_together(wish: tuple[object, ...], told: str, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ def prune(
         bool,
         typer.Option("--reconstruct", help="Make up for what is gone, by least squares on '--images'."),
     ] = False,
+    lower: Annotated[
+        bool, typer.Option("--lower", help="Turn what is left of shortcuts back into shortcuts, where that is cheaper.")
+    ] = False,
     residual: Annotated[
         bool, typer.Option("--residual", help="Prune a named network as it is, without converting it first.")
     ] = False,
@@ -69,7 +72,7 @@ def prune(
     """Remove channels, physically, and write what is left. A name is converted first, a .rmfx file is not.
 
     With --rounds, checkpoints and metrics go to the folder OUTPUT-rounds. Train the result on with rmfx train
-    OUTPUT.rmfx, and turn what is left of its shortcuts back into shortcuts with rmfx.lower.
+    OUTPUT.rmfx: shortcuts that --lower has not restored by then train as ordinary filters.
     """
     check_output(output, (".rmfx",))
     source = learning.open_named(data, data_root)
@@ -77,10 +80,10 @@ def prune(
     check_fits(network, source)
     if not (residual or is_saved(model)):
         with console.step(f"converting {model}"), without_warning():
-            network = rmfx.convert(network, _example(network, source), keep_bn=True, partial=False)
+            network = _converted(network, source, batch, images, seed)
     if rounds:
-        if macs is None or (amount, threshold, latency) != (None, None, None):
-            raise typer.BadParameter("--rounds go with --macs PART, and with none of the other measures")
+        if macs is None or (amount, threshold, latency, lower) != (None, None, None, False):
+            raise typer.BadParameter("--rounds go with --macs PART, and with none of the other measures or --lower")
         recipe = Recipe(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed)
         work = output.with_name(f"{output.stem}-rounds")
         with learning.progress() as on_step:
@@ -92,6 +95,7 @@ def prune(
                 importance=importance,
                 round_to=round_to,
                 ranking_batches=max(1, images // batch),
+                reconstruct=reconstruct,
                 resume=resume,
                 device=device,
                 on_step=on_step,
@@ -123,14 +127,20 @@ def prune(
             round_to=round_to,
             keep_constants=not drop_constants,
             calibration=batches() if reconstruct else None,
+            lower=lower,
         )
     rmfx.save(pruned.network, output)
     _tell(output, pruned.to_dict(), str(pruned), json)
 
 
-def _example(network: nn.Module, data: Data) -> torch.Tensor:
+def _converted(network: nn.Module, data: Data, batch: int, images: int, seed: int) -> nn.Module:
+    """The plain network with its norms, which fit what they carry: training starts from there."""
     like = next(network.parameters())
-    return torch.zeros(2, *data.shape, dtype=like.dtype, device=like.device)
+    example = torch.zeros(2, *data.shape, dtype=like.dtype, device=like.device)
+    plain = rmfx.convert(network, example, keep_bn=True, partial=False)
+    if rmfx.report(plain).carried_norms:
+        rmfx.calibrate(plain, (x for x, _ in batches_of(data, plain, batch, max(1, images // batch), seed)))
+    return plain
 
 
 def _tell(output: Path, document: dict[str, Any], text: str, json: bool) -> None:

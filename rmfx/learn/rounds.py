@@ -56,6 +56,7 @@ def prune_in_rounds(
     importance: str = "taylor",
     round_to: int = 1,
     ranking_batches: int = _RANKING_BATCHES,
+    reconstruct: bool = False,
     resume: bool = False,
     device: str | None = None,
     on_step: OnStep | None = None,
@@ -73,6 +74,7 @@ def prune_in_rounds(
         folder: gets ``round-1``, ``round-2`` ... with ``pruned.rmfx``, ``model.rmfx`` and all that training writes.
         importance, round_to: as for :func:`rmfx.prune`.
         ranking_batches: of ``recipe.batch`` images, for ``"taylor"``.
+        reconstruct: start each training from least squares on these batches; else from norms estimated again on them.
         resume: go on with what ``folder`` holds.
         device, on_step, on_epoch: as for :func:`rmfx.learn.train`.
         on_round: told of each pruning.
@@ -100,7 +102,8 @@ def prune_in_rounds(
         place = folder / f"round-{number}"
         told = place / "pruned.json"
         if not (resume and told.exists()):
-            pruned = _pruned(network, data, recipe, ratio, importance, round_to, ranking_batches)
+            how = {"budget": {"macs": ratio}, "importance": importance, "round_to": round_to}
+            pruned = _pruned(network, data, recipe, ranking_batches, reconstruct, **how)
             _keep(pruned, place, told)
         record = json.loads(told.read_text(encoding="utf-8"))
         if on_round is not None:
@@ -116,13 +119,16 @@ def prune_in_rounds(
     return network, tuple(done)
 
 
-def _pruned(
-    network: nn.Module, data: Data, recipe: Recipe, ratio: float, importance: str, round_to: int, count: int
-) -> Pruned:
-    [(examples, _)] = batches_of(data, network, recipe.batch, 1, recipe.seed)
-    batches = batches_of(data, network, recipe.batch, count, recipe.seed)
-    pruned = prune(network, examples, budget={"macs": ratio}, importance=importance, round_to=round_to, data=batches)
-    update_bn(batches_of(data, network, recipe.batch, count, recipe.seed), pruned.network)  # training starts from there
+def _pruned(network: nn.Module, data: Data, recipe: Recipe, count: int, reconstruct: bool, **how: Any) -> Pruned:
+    """``network`` without what goes, as its training starts."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return batches_of(data, network, recipe.batch, count, recipe.seed)
+
+    examples, _ = next(batches())
+    pruned = prune(network, examples, data=batches(), calibration=batches() if reconstruct else None, **how)
+    if not reconstruct:
+        update_bn(batches(), pruned.network)
     pruned.network.eval()
     return pruned
 

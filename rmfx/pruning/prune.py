@@ -17,6 +17,7 @@ from rmfx import account
 from rmfx.collector import uncollected
 from rmfx.errors import RmfxError
 from rmfx.graph.linear import mixes
+from rmfx.lower import lower as lowered
 from rmfx.measure.paired import sample
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
@@ -28,7 +29,7 @@ from rmfx.pruning.reconstruct import reconstruct
 from rmfx.pruning.removal import Removal, remove
 from rmfx.pruning.spaces import Costs, Space, spaces_of
 from rmfx.pruning.wanted import Ranked, Wanted
-from rmfx.report import Report
+from rmfx.report import Report, attach, report
 from rmfx.rewrite import finished
 
 Scope = Literal["global", "layer"]
@@ -101,6 +102,7 @@ def prune(
     round_to: int = 1,
     keep_constants: bool = True,
     calibration: Data | None = None,
+    lower: bool = False,
 ) -> Pruned:
     """Remove the channels that say least, from every layer that has them; there are no masks.
 
@@ -129,10 +131,12 @@ def prune(
         keep_constants: or leave the constants out, which changes the function a little more; ``error`` says how much.
         calibration: pairs as in ``data``, of which only the inputs are read: make up for what is gone, without any
             training, by least squares on what each layer gave before (:mod:`rmfx.pruning.reconstruct`).
+        lower: turn what is left of carried channels back into shortcuts where that costs less (:func:`rmfx.lower`).
+            ``budget`` in MACs is of the plain network all the same; one in milliseconds is of the result.
 
     Raises:
         RmfxError: when not exactly one of ``amount``, ``threshold`` and ``budget`` is given, or one makes no sense, or
-            nothing of the network can be pruned, or the budget cannot be met.
+            nothing of the network can be pruned, or the budget cannot be met; for ``lower`` with ``calibration``.
         UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
 
     >>> import rmfx
@@ -143,6 +147,10 @@ def prune(
     >>> pruned.macs[1] <= 0.5 * pruned.macs[0]
     True
     """
+    if lower and calibration is not None:
+        raise RmfxError(
+            "least squares (calibration) change the Dirac filters that lower=True needs: choose one of them"
+        )
     per_mac = importance == "taylor" if per_mac is None else per_mac
     wanted = Wanted(amount, threshold, budget, scope, per_mac, round_to, keep_constants)
     prepared, coupling = _coupled(model, example_inputs)
@@ -157,7 +165,8 @@ def prune(
         again, other = _coupled(model, example_inputs)  # the same sets, by the same numbers
         remove(again.gm, other, removal.on(again.gm))
         assert again.args is not None
-        call = runner(finished(again, _report(again, ()), False), again.args, target)
+        network = finished(again, _report(again, ()), False)
+        call = runner(lowered(network, again.args) if lower else network, again.args, target)
         return median(sample(call) for _ in range(_SAMPLES))
 
     removal = wanted.removal(ranked, latency)
@@ -165,11 +174,27 @@ def prune(
     remove(prepared.gm, coupling, removal)
     pruned = _pruned(prepared, coupling, spaces, removal)
     if calibration is None:
-        return pruned
+        return _lowered(pruned, prepared) if lower else pruned
     again, _ = _coupled(model, example_inputs)
     reconstruct(pruned.network, finished(again, _report(again, ()), False), kept, calibration)
     assert prepared.args is not None
     return replace(pruned, error=_change(prepared.original, pruned.network, prepared.args))
+
+
+def _lowered(pruned: Pruned, prepared: Prepared) -> Pruned:
+    assert prepared.args is not None
+    network = lowered(pruned.network, prepared.args)
+    told = report(network)
+    totals = replace(told.totals, macs_before=pruned.macs[0], params_before=pruned.parameters[0])
+    attach(network, replace(told, totals=totals, notes=(*report(pruned.network).notes, *told.notes)))
+    assert totals.macs_after is not None
+    return replace(
+        pruned,
+        network=network,
+        parameters=(totals.params_before, totals.params_after),
+        macs=(pruned.macs[0], totals.macs_after),
+        error=_change(prepared.original, network, prepared.args),
+    )
 
 
 def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]:
@@ -197,20 +222,20 @@ def _pruned(prepared: Prepared, coupling: Coupling, spaces: Sequence[Space], rem
     args = prepared.args
     assert args is not None
     widths = tuple(_widths(spaces, removal))
-    report = _report(prepared, widths)
+    told = _report(prepared, widths)
     fixed = {}
     for node, channels in coupling.channels.items():
         reason = coupling.fixed.get(int(channels.sets[0])) if len(channels.sets) else None
         if reason is not None and node.op == "call_module":
             fixed[str(node.target)] = reason
-    network = finished(prepared, report, False)
-    assert report.totals.macs_before is not None and report.totals.macs_after is not None
+    network, totals = finished(prepared, told, False), told.totals
+    assert totals.macs_before is not None and totals.macs_after is not None
     return Pruned(
         network,
         widths,
         fixed,
-        (report.totals.params_before, report.totals.params_after),
-        (report.totals.macs_before, report.totals.macs_after),
+        (totals.params_before, totals.params_after),
+        (totals.macs_before, totals.macs_after),
         _change(prepared.original, network, args),
         removal.lost,
     )
