@@ -85,7 +85,7 @@ class Method:
         plain: whether shortcuts are removed before pruning.
         importance, round_to: as for :func:`rmfx.prune`.
         solve: whether least squares make up for what is gone, before training; else norms are estimated again.
-        lowered: whether what is left of carried channels is a shortcut while training on; else Dirac filters train.
+        lower: whether what is left of carried channels is a shortcut while training on; else Dirac filters train.
     """
 
     base: str
@@ -94,7 +94,7 @@ class Method:
     importance: str = "taylor"
     round_to: int = 16
     solve: bool = True
-    lowered: bool = True
+    lower: bool = False
 
 
 METHODS = {
@@ -109,8 +109,8 @@ ABLATIONS = {
     "rmfx, BN scale": Method("switched off", plain=True, importance="bn"),
     "rmfx, no least squares": Method("switched off", plain=True, solve=False),
     "rmfx, light sparsity": Method("switched off, light", plain=True),
-    "rmfx, live shortcuts": Method("slim", plain=True, solve=False),
-    "rmfx, live shortcuts, Dirac filters": Method("slim", plain=True, solve=False, lowered=False),
+    "rmfx, live shortcuts": Method("slim", plain=True, solve=False, lower=True),
+    "rmfx, live shortcuts, Dirac filters": Method("slim", plain=True, solve=False),
     "coupled, any width": Method("slim", round_to=1),
     "coupled, no least squares": Method("slim", solve=False),
     "coupled, light sparsity": Method("slim, light"),
@@ -207,7 +207,7 @@ def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int
         rmfx.calibrate(network, (images for images, _ in batches_of(data, network, 128, RANKING_BATCHES, seed)))
     whole = rmfx.report(network).totals.macs_after
     assert whole is not None
-    network = rmfx.prune(
+    return rmfx.prune(
         network,
         EXAMPLE,
         budget={"macs": min(1.0, goal / whole)},
@@ -215,8 +215,8 @@ def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int
         round_to=method.round_to,
         data=batches_of(data, network, 128, RANKING_BATCHES, seed),
         calibration=batches_of(data, network, 128, SOLVING_BATCHES, seed) if solve else None,
-    ).network
-    return (rmfx.lower(network, EXAMPLE) if method.plain and method.lowered else network).requires_grad_()
+        lower=method.lower,
+    ).network.requires_grad_()
 
 
 def _by_torch_pruning(tool: str, base: nn.Module, goal: float) -> nn.Module:
