@@ -33,11 +33,11 @@ Row = dict[str, Any]
 def measure(name: str, folder: Path) -> Row:
     """What became of one network; ``refused`` says why nothing did."""
     size = IMAGE.get(name, 96)
-    model = torchvision_model(name, image=size)
     x = torch.randn(2, 3, size, size)
     try:
-        plain = rmfx.convert(model, x, partial=False, verify=False)
+        plain = rmfx.convert(torchvision_model(name, image=size), x, partial=False, verify=False)
         pruned = rmfx.prune(plain, x, amount=AMOUNT, importance="l2")
+        del plain  # memory for the export of gigabytes
     except RmfxError as error:
         return {"refused": str(error)}
     with torch.no_grad():
