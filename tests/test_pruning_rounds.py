@@ -109,6 +109,19 @@ def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path
     assert "channels" in text and f"wrote {again}" in text
 
 
+def test_the_command_trains_with_sparsity_and_says_how_far_it_reaches(tmp_path: Path) -> None:
+    arguments = ["train", "rmfx:resnet20", "-o", str(tmp_path), "--epochs", "1"]
+    done = CliRunner().invoke(app, [*arguments, "--sparsity", "1e-2", "--shortcut-sparsity", "0.5"])
+    assert done.exit_code == 0, done.output
+    told = done.stderr.splitlines()
+    [norms] = [line for line in told if line.startswith("L1 brings scales of norms that nothing holds down by")]
+    [shortcuts] = [line for line in told if line.startswith("L1 brings scales of shortcuts")]
+    assert "too little to get from 1 to 0" in norms and "too little" not in shortcuts
+    network = rmfx.load(tmp_path / "model.rmfx")
+    scales = [p for name, p in network.named_parameters() if "shortcut_scale" in name]
+    assert scales and max(float(scale.detach().max()) for scale in scales) < 0.9
+
+
 @pytest.mark.parametrize(
     ("wish", "told"),
     [

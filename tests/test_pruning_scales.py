@@ -12,6 +12,7 @@ import rmfx
 from rmfx.errors import RmfxError
 from rmfx.hostile import randomise
 from rmfx.learn import Recipe, Slimming, open_data, train
+from rmfx.learn.schedule import rate_at
 from rmfx.learn.slimming import OFF
 from rmfx.models import resnet20, vgg16
 from rmfx.modules import ChannelAffine
@@ -99,6 +100,23 @@ def test_the_penalty_is_the_sum_of_all_scales() -> None:
     slimming.progress(network, 0.25)
     loss = slimming.loss(torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(1))
     assert float(loss.detach()) == pytest.approx(1 + 0.5 * (0.1 * 4 + 0.01 * 0.5)), "the scale below 0 is held at 0"
+
+
+@pytest.mark.parametrize(("momentum", "ramp"), [(0.0, 0.0), (0.9, 0.2)])
+def test_how_far_scales_come_down_is_known_before(momentum: float, ramp: float) -> None:
+    recipe = Recipe(epochs=8, learning_rate=0.1, momentum=momentum, warmup=1)
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    optimiser = torch.optim.SGD(network.parameters(), 0.1, momentum)
+    slimming, steps = Slimming(4e-4, ramp=ramp), 250
+    slimming.start(network)
+    for step in range(recipe.epochs * steps):
+        slimming.progress(network, step / (recipe.epochs * steps))
+        optimiser.param_groups[0]["lr"] = rate_at(recipe, step, steps)
+        optimiser.zero_grad()
+        slimming.loss(torch.zeros(()), torch.zeros(1, 2), torch.zeros(1)).backward()
+        optimiser.step()
+    moved = 1 - float(network[0].weight.detach().max())  # type: ignore[union-attr, operator]
+    assert slimming.reach(recipe, steps)[0] == pytest.approx(moved, rel=0.02) and 0.01 < moved < 1
 
 
 def test_bad_requests_say_what_to_do() -> None:

@@ -10,7 +10,8 @@ import typer
 from torch import fx
 
 import rmfx
-from rmfx.cli import learning, options
+from rmfx.cli import console, learning, options
+from rmfx.learn.data import Data
 from rmfx.learn.distill import Distillation
 from rmfx.learn.objective import Objective
 from rmfx.learn.recipe import Recipe
@@ -85,6 +86,8 @@ def train(
             network = scale_shortcuts(network, torch.zeros(1, *images.shape))
         if sparsity is not None or shortcut_sparsity is not None:
             objective = Slimming(sparsity or 0.0, shortcut_sparsity)
+            if speaks:
+                _tell_reach(objective, recipe, images)
         with learning.progress() as on_step:
             history = train_network(
                 network,
@@ -104,3 +107,13 @@ def train(
             written = "model.rmfx"
             rmfx.save(network, output / written)
         learning.tell_result(asked, history, written, json)
+
+
+def _tell_reach(slimming: Slimming, recipe: Recipe, images: Data) -> None:
+    """Say of each L1 that has been asked for how far it can bring scales down: 1 switches them off."""
+    for name, moved in zip(
+        ("norms", "shortcuts"), slimming.reach(recipe, len(images.train) // recipe.batch), strict=True
+    ):
+        if moved:
+            few = "" if moved >= 1 else ", which is too little to get from 1 to 0: raise the factor or train longer"
+            console.note(f"L1 brings scales of {name} that nothing holds down by {moved:.2g}{few}")
