@@ -1,9 +1,9 @@
-"""Fronts of accuracy against cost, and how far apart two of them are at one accuracy."""
+"""Fronts of accuracy against cost, means of them over seeds, and how far apart two of them are at one accuracy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -44,8 +44,8 @@ def cost_at(points: Sequence[Point], accuracy: float) -> Cost:
     Raises:
         ValueError: where no point is that accurate.
 
-    >>> cost_at([(0.8, 1.0), (0.9, 4.0)], 0.85), cost_at([(0.8, 1.0), (0.9, 4.0)], 0.7)
-    (Cost(value=2.0, within=True), Cost(value=1.0, within=False))
+    >>> round(cost_at([(0.8, 1.0), (0.9, 4.0)], 0.85).value, 3), cost_at([(0.8, 1.0), (0.9, 4.0)], 0.7)
+    (2.0, Cost(value=1.0, within=False))
     """
     known = front(points)
     if accuracy <= known[0][0]:
@@ -57,14 +57,28 @@ def cost_at(points: Sequence[Point], accuracy: float) -> Cost:
     raise ValueError(f"no point reaches {accuracy}")
 
 
-def mean_ratio(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean of one ratio per seed, and its 95 % interval by Student's t; NaN of a single one.
+def mean_points(seeds: Sequence[Sequence[Point]]) -> list[Point]:
+    """Point by point, the mean accuracy and the geometric mean of the costs; every seed has the same points in order.
 
-    >>> [round(x, 3) for x in mean_ratio([2.0, 2.0, 2.0])]
+    >>> mean_points([[(0.5, 1.0)], [(0.7, 4.0)]])
+    [(0.6, 2.0)]
+    """
+    found = []
+    for same in zip(*seeds, strict=True):
+        accuracies, costs = zip(*same, strict=True)
+        found.append((mean(accuracies), math.exp(mean(math.log(cost) for cost in costs))))
+    return found
+
+
+def jackknife(ratio: Callable[[Sequence[int]], float], seeds: Sequence[int]) -> tuple[float, float, float]:
+    """``ratio`` of all seeds, and a 95 % interval: from what it is without each of them (Tukey, 1958), in logarithms.
+
+    >>> [round(x, 3) for x in jackknife(lambda seeds: 2.0, [0, 1, 2])]
     [2.0, 2.0, 2.0]
     """
-    logs = [math.log(ratio) for ratio in ratios]
-    if len(logs) < 2:
-        return math.exp(logs[0]), math.nan, math.nan
-    half = float(student.ppf(0.975, len(logs) - 1)) * stdev(logs) / math.sqrt(len(logs))
-    return tuple(math.exp(mean(logs) + sign * half) for sign in (0, -1, 1))  # type: ignore[return-value]
+    whole, count = math.log(ratio(seeds)), len(seeds)
+    if count < 2:
+        return math.exp(whole), math.nan, math.nan
+    without = [math.log(ratio([other for other in seeds if other != seed])) for seed in seeds]
+    half = float(student.ppf(0.975, count - 1)) * stdev(without) * (count - 1) / math.sqrt(count)
+    return tuple(math.exp(whole + sign * half) for sign in (0, -1, 1))  # type: ignore[return-value]
