@@ -67,7 +67,7 @@ def lower(
     report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
     sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()
     report = replace(report, size_conditions=sizes)
-    if not any(isinstance(layer, NORMS) and bool(is_identity_at(layer).any()) for layer in plain.modules()):
+    if not any(isinstance(layer, NORMS) and bool(is_identity_at(layer).any()) for layer in prepared.original.modules()):
         return finished(prepared, report, verify)
     lowered = finished(prepared, report, False)
     if verify or (verify is None and prepared.args is not None):

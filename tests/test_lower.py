@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 import rmfx
 from rmfx.algebra.affine import scaled
+from rmfx.algebra.widened import identity_norm, is_identity_at
 from rmfx.errors import RmfxError, VerificationError
 from rmfx.graph.cost import network_macs, network_parameters
 from rmfx.graph.facts import annotate
@@ -246,6 +247,16 @@ def test_norms_of_single_precision_are_compared_as_if_they_were_exact(monkeypatc
     with torch.no_grad():
         plain.get_submodule(name).weight[list(channels)] *= 1 + 1e-6  # not the identity any more
     assert rmfx.report(lower(plain, x.float())).passes[0].applied == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_norm_that_is_almost_the_identity_is_not_taken_for_it(dtype: torch.dtype) -> None:
+    norm = identity_norm(nn.BatchNorm2d(3), 3).to(dtype)
+    assert is_identity_at(norm).tolist() == [True, True, True]
+    with torch.no_grad():
+        norm.weight[0] *= 1 + torch.finfo(dtype).eps
+        norm.bias[1] = torch.finfo(dtype).tiny
+    assert is_identity_at(norm).tolist() == [False, False, True]
 
 
 def test_known_values_let_a_shift_be_undone() -> None:

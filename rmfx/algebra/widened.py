@@ -50,7 +50,7 @@ def identity_norm(like: nn.Module, channels: int) -> nn.modules.batchnorm._Batch
 
 
 def is_identity_at(norm: nn.Module) -> Tensor:
-    """The channels on which a batch norm is the identity, bool ``[C]``: to the rounding of its own scales.
+    """The channels on which a batch norm is the identity, bool ``[C]``: ``w = sqrt(var + eps)``, rounded to its dtype.
 
     >>> is_identity_at(identity_norm(nn.BatchNorm2d(3), 2).float()).tolist(), is_identity_at(nn.BatchNorm2d(1)).tolist()
     ([True, True], [False])
@@ -59,8 +59,7 @@ def is_identity_at(norm: nn.Module) -> Tensor:
     mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
     if mean is None or var is None or weight is None or bias is None:
         return torch.zeros(norm.num_features, dtype=torch.bool)
-    scale = weight.detach().double() / torch.sqrt(var.double() + norm.eps)
-    return (((scale - 1).abs() <= torch.finfo(weight.dtype).eps) & (bias == mean)).detach().cpu()
+    return ((weight == torch.sqrt(var.double() + norm.eps).to(weight.dtype)) & (bias == mean)).detach().cpu()
 
 
 def _copy_statistics(
