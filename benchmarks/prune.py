@@ -227,7 +227,7 @@ def show(path: Path) -> list[Figure]:
         cells += [f"{row[cost] / unpruned[cost]:.3f}" for cost in ("parameters", "macs")]
         cells += [f"{latencies[job]['latency'][name]['ratio']:.3f}" if job in latencies else "" for name in TARGETS]
         table.add_row(str(job), *cells)
-    (CONSOLE if CONSOLE.is_terminal else Console(width=140)).print(table)
+    (CONSOLE if CONSOLE.is_terminal else Console(width=180)).print(table)
     for job, row in read(path, "untrained").items():
         told = ", ".join(f"{label} {100 * value:.2f}" for label, value in row["validation"].items())
         CONSOLE.print(f"{job}, validation without training: {told}")
@@ -242,8 +242,8 @@ def draw(path: Path) -> None:
     """Figure 6: accuracy against latency and parameters, all seeds; networks that broke down lie below the picture."""
     from matplotlib import pyplot as plt  # after the choice of what draws
 
-    sheet, axes = plt.subplots(1, len(COSTS), figsize=(5 * len(COSTS), 4.5))
-    for axis, cost in zip(axes, COSTS, strict=True):
+    sheet, axes = plt.subplots(2, 3, figsize=(15, 9))
+    for axis, cost in zip(axes.flat, COSTS, strict=True):
         for method in METHODS:
             if method == "unpruned":
                 continue
