@@ -138,6 +138,7 @@ def _converted(network: nn.Module, data: Data, batch: int, images: int, seed: in
     like = next(network.parameters())
     example = torch.zeros(2, *data.shape, dtype=like.dtype, device=like.device)
     plain = rmfx.convert(network, example, keep_bn=True, partial=False)
+    assert isinstance(plain, fx.GraphModule)
     if rmfx.report(plain).carried_norms:
         rmfx.calibrate(plain, (x for x, _ in batches_of(data, plain, batch, max(1, images // batch), seed)))
     return plain
