@@ -16,7 +16,8 @@ unpruned network in interleaved pairs; ``--table`` prints what there is.
 
 Fronts are compared at 0.3 and 0.8 points below the unpruned network: cost of the baseline over that of rmfx. For
 latencies these are fronts of the means over seeds, as one network scatters by as much as 0.3 points, with the 95 %
-interval that leaving out single seeds gives; for parameters, those of each seed by itself.
+interval that leaving out single seeds gives, beside the geometric mean of every seed's own ratio; for parameters, those
+of each seed by itself.
 """
 
 from __future__ import annotations
@@ -208,8 +209,8 @@ def figures(path: Path) -> Iterator[Figure]:
             subject = f"{100 * below:.1f} points below"
             for cost in TARGETS:
                 ratio, low, high = jackknife(partial(compared, path, baseline, cost, below), done)
-                each = geometric_mean(compared(path, baseline, cost, below, [seed]) for seed in done)
-                told = f"{ratio:.2f}x, {low:.2f} to {high:.2f}; mean of each seed's own {each:.2f}x"
+                own = geometric_mean(compared(path, baseline, cost, below, [seed]) for seed in done)
+                told = f"{ratio:.2f}x, {low:.2f} to {high:.2f}; mean of each seed's own {own:.2f}x"
                 words = f"rmfx / {baseline}, latency in {cost} ({told})"
                 yield Figure(subject, words, 1 / ratio, 1 / limit)
             each = [compared(path, baseline, "parameters", below, [seed]) for seed in done]
@@ -246,10 +247,13 @@ def draw(path: Path) -> None:
 
     sheet, axes = plt.subplots(2, 3, figsize=(15, 9))
     for axis, cost in zip(axes.flat, COSTS, strict=True):
-        for method in METHODS:
-            if method == "unpruned":
-                continue
-            dots = [dot for seed in SEEDS for dot in points(path, method, seed, cost) if dot[1] != 1.0]
+        for method in [name for name, method in METHODS.items() if method.tool]:
+            dots = [
+                dot
+                for seed in SEEDS
+                for dot in points(path, method, seed, cost)
+                if dot not in points(path, "unpruned", seed, cost)
+            ]
             dots.sort(key=lambda dot: dot[1])
             axis.plot([x for _, x in dots], [100 * y for y, _ in dots], "o", markersize=4, label=method)
         top = 100 * max(row["test"] for row in read(path, "accuracy").values())

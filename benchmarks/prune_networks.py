@@ -48,9 +48,8 @@ class Setting:
         epochs, tune_epochs: before and after pruning; of 14 in all, more after pruning than papers take.
         weight_decay: what validation images chose for the unpruned network. With 5e-4 it loses 1.5 points, and
             GroupNormPruner, whose penalty is a weight decay of its own, seems better than it is.
-        sparsity: L1 on scales of norms, for every method that ranks by them or starts from them; a quarter of them ends
-            at 0, and accuracy is a point lower until pruning and training on.
-        light_sparsity: what papers take, whose trainings are a hundred times as long: scales stay where they were.
+        sparsity: L1 on scales of norms, for every method that ranks by them or starts from them.
+        light_sparsity: what papers take, whose trainings are a hundred times as long.
         shortcut_sparsity: L1 on scales of shortcuts: next to nothing of them is left in the end.
         group_sparsity: of Torch-Pruning's GroupNormPruner, in its benchmarks for CIFAR.
     """
