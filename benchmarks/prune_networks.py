@@ -101,6 +101,7 @@ METHODS = {
     "stock BN scale": Method("slim", tool="BNScale", solve=False),
     "stock group norm": Method("group", tool="GroupNorm", solve=False),
     "coupled, tuned": Method("slim"),
+    "coupled, shortcuts off": Method("switched off"),
     "rmfx": Method("switched off", plain=True),
 }
 ABLATIONS = {
@@ -113,7 +114,6 @@ ABLATIONS = {
     "coupled, any width": Method("slim", round_to=1),
     "coupled, no least squares": Method("slim", solve=False),
     "coupled, light sparsity": Method("slim, light"),
-    "coupled, shortcuts off": Method("switched off"),
 }
 
 
