@@ -12,9 +12,9 @@ and trained on, by every method of :mod:`benchmarks.prune_networks` with the sam
 
 Everything is chosen by validation images, which come from other originals than those trained on; test images, from
 still other ones, are looked at once, by finished networks. Figures are of ``SEEDS`` only: methods, setting, and how
-fronts are compared, were chosen by networks of the seeds ``EXPLORED``, before any of ``SEEDS`` was trained. Networks stay in ``--folder``, and rows of results are
-appended to ``results/prune.jsonl``: what is there is not done again. ``--time`` measures latencies, each against the
-unpruned network in interleaved pairs; ``--table`` prints what there is.
+fronts are compared, were chosen by networks of the seeds ``EXPLORED``, before any of ``SEEDS`` was trained. Networks
+stay in ``--folder``, and rows of results are appended to ``results/prune.jsonl``: what is there is not done again.
+``--time`` measures latencies, each against the unpruned network in interleaved pairs; ``--table`` prints what there is.
 
 Fronts are compared at 0.3 and 0.8 points below the unpruned network: cost of the baseline over that of rmfx. For
 latencies these are fronts of the means over seeds, as one network scatters by as much as 0.3 points, with the 95 %

@@ -9,11 +9,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import fx, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import update_bn
 
@@ -36,6 +36,7 @@ WIDTHS = (32, 64, 128)
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 HELD_OUT = 6  # every sixth original is for validation
 RANKING_BATCHES, SOLVING_BATCHES = 16, 4
+NOTHING = 1e-20  # the score of channels that nothing reads
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Method:
     Attributes:
         base: how the network is trained first (:func:`trained`).
         tool: ``"rmfx"``, or a pruner of Torch-Pruning; ``None`` leaves the network as it is.
-        plain: whether shortcuts are removed before pruning.
+        plain: when shortcuts are removed: ``"before"`` pruning, ``"after"`` it, or not at all.
+        calibrate: whether norms of carried channels are fitted before pruning; else before training on only.
         importance, round_to: as for :func:`rmfx.prune`.
         solve: whether least squares make up for what is gone, before training; else norms are estimated again.
         lower: whether what is left of carried channels is a shortcut while training on; else Dirac filters train.
@@ -89,7 +91,8 @@ class Method:
 
     base: str
     tool: str | None = "rmfx"
-    plain: bool = False
+    plain: Literal["before", "after"] | None = None
+    calibrate: bool = True
     importance: str = "taylor"
     round_to: int = 16
     solve: bool = True
@@ -102,15 +105,17 @@ METHODS = {
     "stock group norm": Method("group", tool="GroupNorm", solve=False),
     "coupled, tuned": Method("slim"),
     "coupled, shortcuts off": Method("switched off"),
-    "rmfx": Method("switched off", plain=True),
+    "rmfx": Method("switched off", plain="before"),
 }
 ABLATIONS = {
-    "rmfx, any width": Method("switched off", plain=True, round_to=1),
-    "rmfx, BN scale": Method("switched off", plain=True, importance="bn"),
-    "rmfx, no least squares": Method("switched off", plain=True, solve=False),
-    "rmfx, light sparsity": Method("switched off, light", plain=True),
-    "rmfx, live shortcuts": Method("slim", plain=True, solve=False, lower=True),
-    "rmfx, live shortcuts, Dirac filters": Method("slim", plain=True, solve=False),
+    "rmfx, any width": Method("switched off", plain="before", round_to=1),
+    "rmfx, BN scale": Method("switched off", plain="before", importance="bn"),
+    "rmfx, no least squares": Method("switched off", plain="before", solve=False),
+    "rmfx, light sparsity": Method("switched off, light", plain="before"),
+    "rmfx, live shortcuts": Method("slim", plain="before", solve=False, lower=True),
+    "rmfx, live shortcuts, Dirac filters": Method("slim", plain="before", solve=False),
+    "rmfx, norms not calibrated": Method("switched off", plain="before", calibrate=False),
+    "rmfx, coupled channels": Method("switched off", plain="after"),
     "coupled, any width": Method("slim", round_to=1),
     "coupled, no least squares": Method("slim", solve=False),
     "coupled, light sparsity": Method("slim, light"),
@@ -201,12 +206,10 @@ def cut(
 
 
 def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int, solve: bool) -> nn.Module:
-    network = rmfx.convert(base, EXAMPLE, policy="all" if method.plain else [], keep_bn=True)
-    if method.plain:
-        rmfx.calibrate(network, (images for images, _ in batches_of(data, network, 128, RANKING_BATCHES, seed)))
+    network = _plain(base, method, data, seed) if method.plain == "before" else _residual(base)
     whole = rmfx.report(network).totals.macs_after
     assert whole is not None
-    return rmfx.prune(
+    pruned = rmfx.prune(
         network,
         EXAMPLE,
         budget={"macs": min(1.0, goal / whole)},
@@ -215,7 +218,23 @@ def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int
         data=batches_of(data, network, 128, RANKING_BATCHES, seed),
         calibration=batches_of(data, network, 128, SOLVING_BATCHES, seed) if solve else None,
         lower=method.lower,
-    ).network.requires_grad_()
+    ).network
+    if method.plain == "after":  # what dead shortcuts would carry goes, and changes nothing
+        pruned = _plain(pruned, method, data, seed)
+        ranking = batches_of(data, pruned, 128, RANKING_BATCHES, seed)
+        pruned = rmfx.prune(pruned, EXAMPLE, threshold=NOTHING, data=ranking).network
+    return pruned.requires_grad_()
+
+
+def _residual(base: nn.Module) -> fx.GraphModule:
+    return rmfx.convert(base, EXAMPLE, policy=[], keep_bn=True)
+
+
+def _plain(base: nn.Module, method: Method, data: Data, seed: int) -> fx.GraphModule:
+    network = rmfx.convert(base, EXAMPLE, policy="all", keep_bn=True)
+    if method.calibrate:
+        rmfx.calibrate(network, (images for images, _ in batches_of(data, network, 128, RANKING_BATCHES, seed)))
+    return network
 
 
 def _by_torch_pruning(tool: str, base: nn.Module, goal: float) -> nn.Module:
