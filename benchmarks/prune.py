@@ -27,20 +27,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import geometric_mean, mean
-from typing import Any
 
-import matplotlib
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.common import CONSOLE, RESULTS, Figure, code_version, macs, provenance, tracked
-from benchmarks.prune_fronts import Point, cost_at, jackknife, mean_points
+from benchmarks.common import code_version, macs, provenance, tracked
 from benchmarks.prune_networks import (
     ABLATIONS,
     EXAMPLE,
@@ -54,30 +47,15 @@ from benchmarks.prune_networks import (
     splits,
     trained,
 )
+from benchmarks.prune_results import EXPLORED, PARTS, ROWS, SEEDS, TARGETS, Job, Row, draw, read, show
 from rmfx.files.serialise import load, save
 from rmfx.learn.trainer import train
 from rmfx.measure.paired import compare
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 
-matplotlib.use("agg")
-
-ROWS = RESULTS / "prune.jsonl"
-PARTS = (0.6, 0.45, 0.33, 0.24, 0.17)  # of the MACs of the residual network
-EXPLORED = (0, 1, 2, 3)  # all choices were made by these
-SEEDS = (4, 5, 6, 7, 8)  # all figures are of these
-TARGETS = {  # where, and how many images: of one, torch spends most of its time between kernels
-    "onnxruntime": ("onnxruntime", 1),
-    "inductor": ("inductor", 1),
-    "eager": ("eager", 1),
-    "inductor, 32 images": ("inductor", 32),
-    "eager, 32 images": ("eager", 32),
-}
-COSTS = (*TARGETS, "parameters")
-BELOW = (0.003, 0.008)  # the unpruned network's accuracy
-LIMITS = {"stock BN scale": 2.0, "stock group norm": 2.0, "coupled, tuned": 1.28, "coupled, shortcuts off": 1.28}
 OTHER = "than usual; give --output and --folder, too"
-PAIRS, SECONDS, SHOWN = 40, 1.5, 5.0
+PAIRS, SECONDS = 40, 1.5
 UNTRAINED = (  # label, norms, solve: as for `cut`
     ("as pruned", False, False),
     ("norms", True, False),
@@ -85,19 +63,6 @@ UNTRAINED = (  # label, norms, solve: as for `cut`
     ("least squares, norms", True, True),
 )
 QUICK = Setting(images=2_400, test_images=1_000, epochs=1, tune_epochs=1)
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One network: what the rows of training and of timing have in common."""
-
-    method: str
-    seed: int
-    part: float
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.part:g} seed {self.seed}"
 
 
 def jobs(methods: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -164,110 +129,6 @@ MEASURES: dict[str, Callable[[Job, Setting, Path], Row]] = {
     "untrained": untrained,
     "latency": measure,
 }
-
-
-def read(path: Path, kind: str) -> dict[Job, Row]:
-    """The last row of each job."""
-    rows = _rows(path, path.stat().st_size) if path.exists() else []
-    return {Job(row["method"], row["seed"], row["part"]): row for row in rows if row["kind"] == kind}
-
-
-@cache
-def _rows(path: Path, size: int) -> list[Row]:
-    """All rows of a file that only grows."""
-    return [json.loads(line) for line in path.read_bytes()[:size].decode().splitlines() if line.strip()]
-
-
-def points(path: Path, method: str, seed: int, cost: str) -> list[Point]:
-    """Accuracy and cost of a method's networks, and of the unpruned one: costs over that of the unpruned one."""
-    accuracies, latencies = read(path, "accuracy"), read(path, "latency")
-    found = []
-    for job, row in sorted(accuracies.items(), key=lambda item: -item[0].part):
-        if job.seed != seed or job.method not in (method, "unpruned"):
-            continue
-        if cost in TARGETS:
-            if job.method == "unpruned":
-                found.append((row["test"], 1.0))
-            elif job in latencies:
-                found.append((row["test"], latencies[job]["latency"][cost]["ratio"]))
-        else:
-            found.append((row["test"], row[cost] / accuracies[Job("unpruned", seed, 1.0)][cost]))
-    return found
-
-
-def compared(path: Path, baseline: str, cost: str, below: float, seeds: Sequence[int]) -> float:
-    """What the baseline pays over what rmfx pays, ``below`` the unpruned network, by the means over seeds."""
-    unpruned = read(path, "accuracy")
-    accuracy = mean(unpruned[Job("unpruned", seed, 1.0)]["test"] for seed in seeds) - below
-    fronts = [mean_points([points(path, method, seed, cost) for seed in seeds]) for method in (baseline, "rmfx")]
-    theirs, ours = (cost_at(front, accuracy).value for front in fronts)
-    return theirs / ours
-
-
-def figures(path: Path) -> Iterator[Figure]:
-    """What was to be reached: inverted where more is better, as a figure is a limit from above."""
-    latencies = read(path, "latency")
-    for baseline, limit in LIMITS.items():
-        done = [seed for seed in SEEDS if all(Job(name, seed, PARTS[-1]) in latencies for name in (baseline, "rmfx"))]
-        for below in BELOW if done else ():
-            subject = f"{100 * below:.1f} points below"
-            for cost in TARGETS:
-                ratio, low, high = jackknife(partial(compared, path, baseline, cost, below), done)
-                own = geometric_mean(compared(path, baseline, cost, below, [seed]) for seed in done)
-                told = f"{ratio:.2f}x, {low:.2f} to {high:.2f}; mean of each seed's own {own:.2f}x"
-                words = f"rmfx / {baseline}, latency in {cost} ({told})"
-                yield Figure(subject, words, 1 / ratio, 1 / limit)
-            each = [compared(path, baseline, "parameters", below, [seed]) for seed in done]
-            words = f"rmfx / {baseline}, parameters, worst of {', '.join(f'{1 / ratio:.2f}' for ratio in each)}"
-            yield Figure(subject, words, 1 / min(each), 1.0)
-
-
-def show(path: Path) -> list[Figure]:
-    """Print every row, costs over the unpruned network's, then the figures; returns the missed ones."""
-    table = Table(
-        "network", "validation, %", "test, %", "parameters, x", "MACs, x", *(f"{name}, x" for name in TARGETS)
-    )
-    accuracies, latencies = read(path, "accuracy"), read(path, "latency")
-    for job, row in sorted(accuracies.items(), key=lambda item: (item[0].seed, item[0].method, -item[0].part)):
-        unpruned = accuracies.get(Job("unpruned", job.seed, 1.0), row)
-        cells = [f"{100 * row[split]:.2f}" for split in ("validation", "test")]
-        cells += [f"{row[cost] / unpruned[cost]:.3f}" for cost in ("parameters", "macs")]
-        cells += [f"{latencies[job]['latency'][name]['ratio']:.3f}" if job in latencies else "" for name in TARGETS]
-        table.add_row(str(job), *cells)
-    (CONSOLE if CONSOLE.is_terminal else Console(width=180)).print(table)
-    for job, row in read(path, "untrained").items():
-        told = ", ".join(f"{label} {100 * value:.2f}" for label, value in row["validation"].items())
-        CONSOLE.print(f"{job}, validation without training: {told}")
-    found = list(figures(path)) if latencies else []
-    for figure in found:
-        mark = "reached" if figure.reached else "[red]missed[/]"
-        CONSOLE.print(f"{mark} {figure.subject}: {figure.quantity} is {figure.value:.3f}, limit {figure.limit:.3f}")
-    return [figure for figure in found if not figure.reached]
-
-
-def draw(path: Path) -> None:
-    """Figure 6: accuracy against latency and parameters, all seeds; networks that broke down lie below the picture."""
-    from matplotlib import pyplot as plt  # after the choice of what draws
-
-    sheet, axes = plt.subplots(2, 3, figsize=(15, 9))
-    for axis, cost in zip(axes.flat, COSTS, strict=True):
-        for method in [name for name, method in METHODS.items() if method.tool]:
-            dots = [
-                dot
-                for seed in SEEDS
-                for dot in points(path, method, seed, cost)
-                if dot not in points(path, "unpruned", seed, cost)
-            ]
-            dots.sort(key=lambda dot: dot[1])
-            axis.plot([x for _, x in dots], [100 * y for y, _ in dots], "o", markersize=4, label=method)
-        top = 100 * max(row["test"] for row in read(path, "accuracy").values())
-        axis.set(xlabel=f"{cost}, over the unpruned network's", ylabel="test accuracy, %", xscale="log")
-        axis.set(ylim=(top - SHOWN, top + 0.5))
-        axis.set_xticks(ticks := [0.1, 0.2, 0.3, 0.5, 0.7, 1.0], labels=map(str, ticks))
-        axis.minorticks_off()
-        axis.legend(frameon=False)
-    for suffix in ("png", "svg"):
-        sheet.savefig(path.with_suffix(f".{suffix}"), bbox_inches="tight")
 
 
 def main() -> None:

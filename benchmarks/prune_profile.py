@@ -36,9 +36,9 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import CONSOLE, RESULTS, macs, provenance, tracked
-from benchmarks.prune import BELOW, LIMITS, METHODS, PARTS, ROWS, SEEDS, Job, read
 from benchmarks.prune_fronts import cost_at
-from benchmarks.prune_networks import EXAMPLE
+from benchmarks.prune_networks import EXAMPLE, METHODS
+from benchmarks.prune_results import BELOW, LIMITS, PARTS, ROWS, SEEDS, Job, read
 from rmfx.files.serialise import load
 from rmfx.measure.paired import Call, sample
 from rmfx.measure.runners import runner
