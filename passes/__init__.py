@@ -27,7 +27,8 @@ def inference_passes(removal: RemoveResidual, fuse: str, drop_dead: bool) -> tup
         *(DropDeadChannels(),) * (2 if drop_dead else 0),  # before residuals: what is dead need not be carried;
         # twice, since a channel may be dead only when a constant one behind it has gone
         removal,  # the heart; leaves merging convs in front of the next block
-        FuseConvs(fuse),  # last: composes what the passes above put next to each other
+        FuseConvs(fuse),  # composes what the passes above put next to each other
+        *(DropDeadChannels(),) * drop_dead,  # what is carried for a shortcut of scale 0, which nothing reads
     )
 
 

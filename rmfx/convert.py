@@ -67,7 +67,8 @@ def convert(
         max_growth: refuse a place whose MACs would grow by more than this factor.
         keep_bn: keep batch norms, for training (see :func:`rmfx.calibrate`); the model may then be in training mode.
         concat: remove concats of what starts at one tensor, too (dense and other concat skips).
-        drop_dead_channels: drop channels that are provably never read, or constant, before anything is carried.
+        drop_dead_channels: drop channels that are provably never read, or constant, and what would be carried for
+            shortcuts that are scaled by 0.
         shift_bits: of precision, that the carrier ``"shift"`` may cost; more is refused.
         value_ranges: what is known of values, ``{name: (low, high)}``, for the carrier ``"shift"``
             (:func:`rmfx.bounds_from_data` measures them: then the result is exact on values within them only).

@@ -33,9 +33,8 @@ def test_the_order_is_one_tuple() -> None:
     passes = inference_passes(removal, "always", drop_dead=False)
     assert [rule.name for rule in passes] == ["fold_norm", "merge_branches", "remove_residual", "fuse_convs"]
     assert passes[2] is removal
-    assert [rule.name for rule in inference_passes(removal, "always", drop_dead=True)][2:4] == [
-        "drop_dead_channels"
-    ] * 2
+    dropping = [rule.name for rule in inference_passes(removal, "always", drop_dead=True)]
+    assert [place for place, name in enumerate(dropping) if name == "drop_dead_channels"] == [2, 3, 6]
     assert training_passes(removal) == (RemoveResidual("masked", "conv", keep_norms=True),)
 
 
@@ -55,8 +54,8 @@ def test_passes_run_in_order_and_report_each() -> None:
     results = run_passes(gm, rules, want_all, lambda result, graph: seen.append((result, graph)))
     assert [result.name for result in results] == [rule.name for rule in rules]
     assert [result for result, _ in seen] == list(results) and all(graph is gm for _, graph in seen)
-    assert [len(result.applied) for result in results] == [8, 0, 0, 0, 3, 0]
-    assert [result.changed for result in results] == [True, False, False, False, True, False]
+    assert [len(result.applied) for result in results] == [8, 0, 0, 0, 3, 0, 0]
+    assert [result.changed for result in results] == [True, False, False, False, True, False, False]
 
 
 def test_nothing_runs_on_a_graph_out_of_normal_form() -> None:

@@ -126,3 +126,24 @@ def test_bad_requests_say_what_to_do() -> None:
         Slimming(1.0).start(nn.Linear(2, 2))
     with pytest.raises(RmfxError, match="no shortcut to scale"):
         scale_shortcuts(vgg16(), torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_conversion_carries_nothing_for_what_is_switched_off(every: int) -> None:
+    torch.manual_seed(0)
+    x = 8 * torch.randn(2, 3, 17, 17, dtype=torch.float64)
+    scaled = scale_shortcuts(randomise(resnet20().double().eval(), x / 8, 0), x)
+    with torch.no_grad():
+        for scale in scales_of(scaled):
+            scale[::every] = 0
+    carrying = rmfx.convert(scaled, x)
+    dropping = rmfx.convert(scaled, x, drop_dead_channels=True)
+    assert_equivalent(scaled, dropping, x)
+    [before, wide, narrow] = [
+        [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+        for network in (resnet20(), carrying, dropping)
+    ]
+    if every == 1:
+        assert narrow == before
+    else:
+        assert sum(before) < sum(narrow) < sum(wide)

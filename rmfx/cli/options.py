@@ -121,7 +121,7 @@ MaxGrowthOption = Annotated[
 KeepBnOption = Annotated[bool, typer.Option("--keep-bn", help="Keep batch norms, for training the plain network.")]
 ConcatOption = Annotated[bool, typer.Option("--concat", help="Remove dense and other concat skips, too.")]
 DropDeadOption = Annotated[
-    bool, typer.Option("--drop-dead-channels", help="Drop channels that are never read or always constant first.")
+    bool, typer.Option("--drop-dead-channels", help="Drop channels that are never read or always constant.")
 ]
 ShiftBitsOption = Annotated[
     float, typer.Option("--shift-bits", min=0.0, help="Bits of precision that '--carrier shift' may cost.")
