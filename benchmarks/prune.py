@@ -142,13 +142,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="little training: does it run")
     parser.add_argument("--weight-decay", type=float, default=Setting().weight_decay, help=OTHER)
+    parser.add_argument("--tune-rate", type=float, default=Setting().tune_rate, help=OTHER)
     parser.add_argument("--epochs", nargs=2, type=int, metavar=("BEFORE", "AFTER"), help=OTHER)
     parser.add_argument("--time", action="store_true", help="measure latencies of the networks in the folder")
     parser.add_argument("--untrained", action="store_true", help="rmfx and the tuned one, first explored seed")
     parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    setting = replace(QUICK if given.quick else Setting(), weight_decay=given.weight_decay)
+    setting = replace(QUICK if given.quick else Setting(), weight_decay=given.weight_decay, tune_rate=given.tune_rate)
     if given.epochs:
         setting = replace(setting, epochs=given.epochs[0], tune_epochs=given.epochs[1])
     methods, seeds = given.methods, given.seeds

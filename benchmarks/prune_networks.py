@@ -47,6 +47,7 @@ class Setting:
         images: made for training and validation.
         test_images: looked at once, by finished networks.
         epochs, tune_epochs: before and after pruning; of 14 in all, more after pruning than papers take.
+        tune_rate: the learning rate at first, after pruning; before it is 0.1.
         weight_decay: what validation images chose for the unpruned network. With 5e-4 it loses 1.5 points, and
             GroupNormPruner, whose penalty is a weight decay of its own, seems better than it is.
         sparsity: L1 on scales of norms, for every method that ranks by them or starts from them.
@@ -59,6 +60,7 @@ class Setting:
     test_images: int = 12_000
     epochs: int = 8
     tune_epochs: int = 6
+    tune_rate: float = 0.05
     weight_decay: float = 2e-3
     sparsity: float = 3e-3
     light_sparsity: float = 1e-4
@@ -72,7 +74,7 @@ class Setting:
 
     def tuning(self, seed: int) -> Recipe:
         """Of the training after pruning."""
-        return replace(self.recipe(seed), epochs=self.tune_epochs, learning_rate=0.05)
+        return replace(self.recipe(seed), epochs=self.tune_epochs, learning_rate=self.tune_rate)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Method:
         tool: ``"rmfx"``, or a pruner of Torch-Pruning; ``None`` leaves the network as it is.
         plain: when shortcuts are removed: ``"before"`` pruning, ``"after"`` it, or not at all.
         calibrate: whether norms of carried channels are fitted before pruning; else before training on only.
-        importance, round_to: as for :func:`rmfx.prune`.
+        importance, round_to, keep_constants: as for :func:`rmfx.prune`.
         solve: whether least squares make up for what is gone, before training; else norms are estimated again.
         lower: whether what is left of carried channels is a shortcut while training on; else Dirac filters train.
     """
@@ -97,6 +99,7 @@ class Method:
     round_to: int = 16
     solve: bool = True
     lower: bool = False
+    keep_constants: bool = True
 
 
 METHODS = {
@@ -115,8 +118,10 @@ ABLATIONS = {
     "rmfx, live shortcuts": Method("slim", plain="before", solve=False, lower=True),
     "rmfx, live shortcuts, Dirac filters": Method("slim", plain="before", solve=False),
     "rmfx, norms not calibrated": Method("switched off", plain="before", calibrate=False),
+    "rmfx, no constants": Method("switched off", plain="before", keep_constants=False),
     "rmfx, coupled channels": Method("switched off", plain="after"),
     "coupled, any width": Method("slim", round_to=1),
+    "coupled, no constants": Method("slim", keep_constants=False),
     "coupled, no least squares": Method("slim", solve=False),
     "coupled, light sparsity": Method("slim, light"),
 }
@@ -218,6 +223,7 @@ def _by_rmfx(method: Method, base: nn.Module, goal: float, data: Data, seed: int
         data=batches_of(data, network, 128, RANKING_BATCHES, seed),
         calibration=batches_of(data, network, 128, SOLVING_BATCHES, seed) if solve else None,
         lower=method.lower,
+        keep_constants=method.keep_constants,
     ).network
     if method.plain == "after":  # what dead shortcuts would carry goes, and changes nothing
         pruned = _plain(pruned, method, data, seed)
