@@ -87,12 +87,13 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
     base = trained(method.base, job.seed, setting, folder, data)
     network = cut(method, base, job.part, data, job.seed, norms=not method.solve, solve=method.solve)
     before = accuracy(network, data.test)
-    train(network, data, setting.tuning(job.seed))
+    epochs = train(network, data, setting.tuning(job.seed))
     finished = deployed(network)
     save(finished, folder / f"{job}.rmfx")
     return {
         **asdict(job),
         "validation_before_tuning": before,
+        "validation_by_epoch": [epoch.test_accuracy for epoch in epochs],
         "validation": accuracy(finished, data.test),
         "test": accuracy(finished, test),
         "parameters": parameters(finished),
