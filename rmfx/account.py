@@ -16,6 +16,7 @@ from rmfx.graph.facts import GIVEN_RANGE, module_of
 from rmfx.graph.region import is_residual
 from rmfx.graph.rewriter import Veto
 from rmfx.graph.rule import Applied, PassResult, Price, Refused
+from rmfx.graph.walk import ON_DEMAND
 from rmfx.layout.joins import TAPS, JoinPlan
 from rmfx.layout.stack import NEGATIONS, ROWS
 from rmfx.report import Entry, PassLine, Report, Status, Totals
@@ -23,7 +24,7 @@ from rmfx.report import Entry, PassLine, Report, Status, Totals
 # What only passes need of node.meta.
 _SCRATCH = (
     *("affine", "range", "shape", "dtype", "rank", "plain_value", "made", TAPS, UNTOUCHED),
-    *(GIVEN, GIVEN_RANGE, ROWS, NEGATIONS, "bounds", "bounds_fully", "live_channels"),
+    *(GIVEN, GIVEN_RANGE, ROWS, NEGATIONS, ON_DEMAND),
 )
 
 

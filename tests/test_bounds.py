@@ -31,6 +31,7 @@ from rmfx.algebra.pointwise import EVERYTHING
 from rmfx.errors import RmfxError
 from rmfx.graph.bounds import GIVEN, bounds_of, give_ranges
 from rmfx.graph.facts import annotate, range_of
+from rmfx.graph.walk import ON_DEMAND
 from rmfx.hostile import randomise
 from rmfx.modules import ChannelAffine, MaskedActivation
 
@@ -356,9 +357,9 @@ def test_only_what_is_needed_is_read() -> None:
     gm = graph(model)
     got = bounds_of(last(gm), 2)
     assert got.low.shape == (4,) and got.high.isfinite().all()
-    assert "bounds" not in node_of(gm, "0").meta, "a ReLU6 bounds its values by itself"
+    assert ON_DEMAND not in node_of(gm, "0").meta, "a ReLU6 bounds its values by itself"
     bounds_of(last(gm), 2, fully=True)
-    assert "bounds_fully" in node_of(gm, "0").meta
+    assert "bounds_fully" in node_of(gm, "0").meta[ON_DEMAND]
 
 
 def test_bounds_are_kept() -> None:

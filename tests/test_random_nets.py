@@ -46,6 +46,11 @@ def test_sequences_of_blocks(drawn: tuple[Network, Order]) -> None:
     check(*drawn)
 
 
+@pytest.mark.parametrize(("seed", "kind"), [(11, "pooled branches"), (30, "scaled"), (168, "data-dependent")])
+def test_dead_channels_are_looked_for_anew_when_sums_are_gone(seed: int, kind: str) -> None:
+    check(draw(random.Random(seed), kind), Order(True, (("drop_dead_channels", True),)))
+
+
 def test_most_sums_of_ordinary_blocks_are_removed() -> None:
     sums = Counter[str]()
     for seed, kind in enumerate(blocks.RECIPES):

@@ -75,8 +75,11 @@ def _read_by(reader: fx.Node, node: fx.Node, dims: int, live: Tensor) -> Tensor:
 
 def _alike(reader: fx.Node, dims: int) -> bool:
     """Whether all operands have the channels of the result (nothing broadcasts along them)."""
-    shapes = [shape_of(other) for other in (reader, *reader.all_input_nodes)]
-    return None not in shapes and len({(len(s), s[1 if dims else -1]) for s in shapes if s is not None}) == 1
+    found = [shape_of(other) for other in (reader, *reader.all_input_nodes)]
+    axis, shapes = 1 if dims else -1, [shape for shape in found if shape is not None]
+    if len(shapes) < len(found) or any(len(shape) < 1 + bool(dims) for shape in shapes):
+        return False
+    return len({(len(shape), shape[axis]) for shape in shapes}) == 1
 
 
 def _read_by_map(reader: fx.Node, dims: int, live: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import fx
 
 from rmfx.graph.editor import Editor
 from rmfx.graph.rule import Applied, PassResult, Price, Refusal, Refused, Rule
+from rmfx.graph.walk import forget_facts
 
 # Says why a legal rewrite (node, plan, price) is not wanted, or None where it is: policies and growth limits.
 Veto = Callable[[fx.Node, object, Price], str | None]
@@ -32,6 +33,7 @@ def sweep(gm: fx.GraphModule, rule: Rule[Any, Any], veto: Veto = want_all, tune:
     Rewrites insert before the matched node only, so one sweep sees inner structures before outer ones, and
     its own results as operands of later matches.
     """
+    forget_facts(gm)
     editor = Editor(gm)
     applied: list[Applied] = []
     refused: list[Refused] = []
