@@ -54,7 +54,7 @@ from rmfx.measure.paired import compare
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 
-OTHER = "than usual; give --output and --folder, too"
+OTHER = "other than usual; give --output and --folder, too"
 PAIRS, SECONDS = 40, 1.5
 UNTRAINED = (  # label, norms, solve: as for `cut`
     ("as pruned", False, False),

@@ -23,12 +23,11 @@ import json
 import os
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -38,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import CONSOLE, RESULTS, macs, provenance, tracked
 from benchmarks.prune_fronts import cost_at
 from benchmarks.prune_networks import EXAMPLE, METHODS
-from benchmarks.prune_results import BELOW, LIMITS, PARTS, ROWS, SEEDS, Job, read
+from benchmarks.prune_results import BELOW, LIMITS, PARTS, ROWS, SEEDS, Job, mean_accuracy
 from rmfx.files.serialise import load
 from rmfx.measure.paired import Call, sample
 from rmfx.measure.runners import runner
@@ -160,7 +159,8 @@ def _standard_output() -> Iterator[list[str]]:
 def show(found: list[Profile], rows: Path) -> None:
     """Print them, and what each cost comes to at equal accuracy."""
     console = CONSOLE if CONSOLE.is_terminal else Console(width=120)
-    accuracies = mean_accuracies(rows)
+    keys = {(row.method, row.part) for row in found}
+    accuracies = {key: mean_accuracy(rows, key[0], SEEDS, key[1]) for key in keys}
     for place in map(str, PLACES):
         here = [row for row in found if row.place == place]
         table = Table("network", "MACs, M", "whole, us", *COSTS[1:], title=place)
@@ -170,15 +170,6 @@ def show(found: list[Profile], rows: Path) -> None:
         console.print(table)
         for baseline, cost, ratios in compared(here, accuracies):
             console.print(f"{place}: {baseline} / rmfx at equal accuracy, {cost}: {ratios}")
-
-
-def mean_accuracies(rows: Path) -> dict[tuple[str, float], float]:
-    """Of all networks by one method at one part of the MACs: on test images, over the seeds that figures are of."""
-    found = defaultdict(list)
-    for job, row in read(rows, "accuracy").items():
-        if job.seed in SEEDS:
-            found[job.method, job.part].append(row["test"])
-    return {key: mean(values) for key, values in found.items()}
 
 
 def compared(here: list[Profile], accuracies: dict[tuple[str, float], float]) -> Iterator[tuple[str, str, str]]:

@@ -87,10 +87,15 @@ def points(path: Path, method: str, seed: int, cost: str) -> list[Point]:
     return [dot for name in ("unpruned", method) for _, dot in parts(path, name, seed, cost)]
 
 
+def mean_accuracy(path: Path, method: str, seeds: Sequence[int], part: float = 1.0) -> float:
+    """Of a method's networks of one size, on test images."""
+    accuracies = read(path, "accuracy")
+    return mean(accuracies[Job(method, seed, part)]["test"] for seed in seeds)
+
+
 def compared(path: Path, baseline: str, cost: str, below: float, seeds: Sequence[int]) -> float:
     """What the baseline pays over what rmfx pays, ``below`` the unpruned network, by the means over seeds."""
-    unpruned = read(path, "accuracy")
-    accuracy = mean(unpruned[Job("unpruned", seed, 1.0)]["test"] for seed in seeds) - below
+    accuracy = mean_accuracy(path, "unpruned", seeds) - below
     fronts = [mean_points([points(path, method, seed, cost) for seed in seeds]) for method in (baseline, "rmfx")]
     theirs, ours = (cost_at(front, accuracy).value for front in fronts)
     return theirs / ours
@@ -173,8 +178,7 @@ def show(path: Path) -> list[Figure]:
 
 def _cells(path: Path, method: str, seeds: Sequence[int], part: float) -> list[str]:
     """Accuracy and all costs of one method's networks: means over seeds, of costs the geometric ones."""
-    accuracies = read(path, "accuracy")
-    cells = [f"{100 * mean(accuracies[Job(method, seed, part)]['test'] for seed in seeds):.2f}"]
+    cells = [f"{100 * mean_accuracy(path, method, seeds, part):.2f}"]
     for cost in SHOWN_COSTS:
         found = [dict(parts(path, method, seed, cost)).get(part) for seed in seeds]
         dots = [[dot] for dot in found if dot is not None]
