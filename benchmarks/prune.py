@@ -15,6 +15,8 @@ still other ones, are looked at once, by finished networks. Figures are of ``SEE
 fronts are compared, were chosen by networks of the seeds ``EXPLORED``, before any of ``SEEDS`` was trained. Networks
 stay in ``--folder``, and rows of results are appended to ``results/prune.jsonl``: what is there is not done again.
 ``--time`` measures latencies, each against the unpruned network in interleaved pairs; ``--table`` prints what there is.
+Rows of the seeds explored are in ``results/prune_constants.jsonl``, for ``--table --output``: there constants are kept
+by all methods, as ``rmfx.prune`` does by default.
 
 Fronts are compared at 0.3 and 0.8 points below the unpruned network: cost of the baseline over that of rmfx. For
 latencies these are fronts of the means over seeds, as one network scatters by as much as 0.3 points, with the 95 %
@@ -49,11 +51,14 @@ from benchmarks.prune_networks import (
 )
 from benchmarks.prune_results import EXPLORED, PARTS, ROWS, SEEDS, TARGETS, Job, Row, draw, read, show
 from rmfx.files.serialise import load, save
+from rmfx.learn.distill import Distillation
+from rmfx.learn.objective import Objective
 from rmfx.learn.trainer import train
 from rmfx.measure.paired import compare
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
 
+OTHERS = ("weight_decay", "tune_rate", "tune_decay", "distillation")
 OTHER = "other than usual; give --output and --folder, too"
 PAIRS, SECONDS = 40, 1.5
 UNTRAINED = (  # label, norms, solve: as for `cut`
@@ -87,7 +92,7 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
     base = trained(method.base, job.seed, setting, folder, data)
     network = cut(method, base, job.part, data, job.seed, norms=not method.solve, solve=method.solve)
     before = accuracy(network, data.test)
-    epochs = train(network, data, setting.tuning(job.seed))
+    epochs = train(network, data, setting.tuning(job.seed), objective=_objective(job, method, setting, folder))
     finished = deployed(network)
     save(finished, folder / f"{job}.rmfx")
     return {
@@ -100,6 +105,13 @@ def make(job: Job, setting: Setting, folder: Path) -> Row:
         "macs": macs(load(folder / f"{job}.rmfx"), EXAMPLE.shape[-1]),
         "setting": asdict(setting),
     }
+
+
+def _objective(job: Job, method: Method, setting: Setting, folder: Path) -> Objective:
+    if not (method.tool and setting.distillation):
+        return Objective()
+    teacher = load(folder / f"{Job('unpruned', job.seed, 1.0)}.rmfx")
+    return Distillation(teacher, weight=setting.distillation)
 
 
 def untrained(job: Job, setting: Setting, folder: Path) -> Row:
@@ -142,15 +154,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="little training: does it run")
-    parser.add_argument("--weight-decay", type=float, default=Setting().weight_decay, help=OTHER)
-    parser.add_argument("--tune-rate", type=float, default=Setting().tune_rate, help=OTHER)
+    for name in OTHERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Setting(), name), help=OTHER)
     parser.add_argument("--epochs", nargs=2, type=int, metavar=("BEFORE", "AFTER"), help=OTHER)
     parser.add_argument("--time", action="store_true", help="measure latencies of the networks in the folder")
     parser.add_argument("--untrained", action="store_true", help="rmfx and the tuned one, first explored seed")
     parser.add_argument("--table", action="store_true", help="do nothing, print what there is")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    setting = replace(QUICK if given.quick else Setting(), weight_decay=given.weight_decay, tune_rate=given.tune_rate)
+    setting = replace(QUICK if given.quick else Setting(), **{name: getattr(given, name) for name in OTHERS})
     if given.epochs:
         setting = replace(setting, epochs=given.epochs[0], tune_epochs=given.epochs[1])
     methods, seeds = given.methods, given.seeds
@@ -167,9 +179,10 @@ def main() -> None:
         with given.output.open("a", encoding="utf-8") as file:
             row = {"kind": kind, **row, "provenance": provenance(), "code": code_version()}
             file.write(json.dumps(row) + "\n")
-    missed = show(given.output)
+    figured = tuple(given.seeds)
+    missed = show(given.output, figured)
     if given.table and read(given.output, "latency"):
-        draw(given.output)
+        draw(given.output, figured)
     sys.exit(1 if missed else 0)
 
 

@@ -54,6 +54,8 @@ class Setting:
         light_sparsity: what papers take, whose trainings are a hundred times as long.
         shortcut_sparsity: L1 on scales of shortcuts: next to nothing of them is left in the end.
         group_sparsity: of Torch-Pruning's GroupNormPruner, in its benchmarks for CIFAR.
+        tune_decay: weight decay after pruning, if not as before it.
+        distillation: weight of the divergence from what the unpruned network answers, after pruning.
     """
 
     images: int = 24_000
@@ -66,6 +68,8 @@ class Setting:
     light_sparsity: float = 1e-4
     shortcut_sparsity: float = 1e-2
     group_sparsity: float = 5e-4
+    tune_decay: float | None = None
+    distillation: float = 0.0
 
     def recipe(self, seed: int) -> Recipe:
         """Of the training before pruning."""
@@ -74,7 +78,9 @@ class Setting:
 
     def tuning(self, seed: int) -> Recipe:
         """Of the training after pruning."""
-        return replace(self.recipe(seed), epochs=self.tune_epochs, learning_rate=self.tune_rate)
+        decay = self.weight_decay if self.tune_decay is None else self.tune_decay
+        changed = {"epochs": self.tune_epochs, "learning_rate": self.tune_rate, "weight_decay": decay}
+        return replace(self.recipe(seed), **changed)
 
 
 @dataclass(frozen=True)
@@ -102,28 +108,30 @@ class Method:
     keep_constants: bool = True
 
 
+_COUPLED = Method("slim", keep_constants=False)
+_RMFX = replace(_COUPLED, base="switched off", plain="before")
 METHODS = {
     "unpruned": Method("plain", tool=None),
     "stock BN scale": Method("slim", tool="BNScale", solve=False),
     "stock group norm": Method("group", tool="GroupNorm", solve=False),
-    "coupled, tuned": Method("slim"),
-    "coupled, shortcuts off": Method("switched off"),
-    "rmfx": Method("switched off", plain="before"),
+    "coupled, tuned": _COUPLED,
+    "coupled, shortcuts off": replace(_COUPLED, base="switched off"),
+    "rmfx": _RMFX,
 }
 ABLATIONS = {
-    "rmfx, any width": Method("switched off", plain="before", round_to=1),
-    "rmfx, BN scale": Method("switched off", plain="before", importance="bn"),
-    "rmfx, no least squares": Method("switched off", plain="before", solve=False),
-    "rmfx, light sparsity": Method("switched off, light", plain="before"),
-    "rmfx, live shortcuts": Method("slim", plain="before", solve=False, lower=True),
-    "rmfx, live shortcuts, Dirac filters": Method("slim", plain="before", solve=False),
-    "rmfx, norms not calibrated": Method("switched off", plain="before", calibrate=False),
-    "rmfx, no constants": Method("switched off", plain="before", keep_constants=False),
-    "rmfx, coupled channels": Method("switched off", plain="after"),
-    "coupled, any width": Method("slim", round_to=1),
-    "coupled, no constants": Method("slim", keep_constants=False),
-    "coupled, no least squares": Method("slim", solve=False),
-    "coupled, light sparsity": Method("slim, light"),
+    "rmfx, constants": replace(_RMFX, keep_constants=True),
+    "rmfx, any width": replace(_RMFX, round_to=1),
+    "rmfx, BN scale": replace(_RMFX, importance="bn"),
+    "rmfx, no least squares": replace(_RMFX, solve=False),
+    "rmfx, light sparsity": replace(_RMFX, base="switched off, light"),
+    "rmfx, live shortcuts": replace(_RMFX, base="slim", solve=False, lower=True),
+    "rmfx, live shortcuts, Dirac filters": replace(_RMFX, base="slim", solve=False),
+    "rmfx, norms not calibrated": replace(_RMFX, calibrate=False),
+    "rmfx, coupled channels": replace(_RMFX, plain="after"),
+    "coupled, constants": replace(_COUPLED, keep_constants=True),
+    "coupled, any width": replace(_COUPLED, round_to=1),
+    "coupled, no least squares": replace(_COUPLED, solve=False),
+    "coupled, light sparsity": replace(_COUPLED, base="slim, light"),
 }
 
 

@@ -156,11 +156,11 @@ def _standard_output() -> Iterator[list[str]]:
         lines += file.read().decode().splitlines()
 
 
-def show(found: list[Profile], rows: Path) -> None:
+def show(found: list[Profile], rows: Path, seeds: list[int]) -> None:
     """Print them, and what each cost comes to at equal accuracy."""
     console = CONSOLE if CONSOLE.is_terminal else Console(width=120)
     keys = {(row.method, row.part) for row in found}
-    accuracies = {key: mean_accuracy(rows, key[0], SEEDS, key[1]) for key in keys}
+    accuracies = {key: mean_accuracy(rows, key[0], seeds, key[1]) for key in keys}
     for place in map(str, PLACES):
         here = [row for row in found if row.place == place]
         table = Table("network", "MACs, M", "whole, us", *COSTS[1:], title=place)
@@ -199,17 +199,16 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/prune"), help="of networks")
-    parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of accuracies; profiled: the first")
     parser.add_argument("--rows", type=Path, default=ROWS, help="of accuracies")
     parser.add_argument("--output", type=Path, default=RESULTS / "prune_profile.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    networks = [
-        Job(name, given.seed, part) for name, method in METHODS.items() for part in (PARTS if method.tool else (1.0,))
-    ]
+    sizes = {name: PARTS if method.tool else (1.0,) for name, method in METHODS.items()}
+    networks = [Job(name, given.seeds[0], part) for name, parts in sizes.items() for part in parts]
     todo = [(network, place) for place in PLACES for network in networks]
     found = [profiled(*job, given.folder) for job in tracked(todo, len(todo))]
-    show(found, given.rows)
+    show(found, given.rows, given.seeds)
     rows = {"rows": [asdict(row) for row in found], "provenance": provenance()}
     given.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
