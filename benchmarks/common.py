@@ -124,14 +124,18 @@ def _write(name: str, figures: Sequence[Figure], samples: object) -> None:
     CONSOLE.print(f"written to {path.relative_to(RESULTS.parent.parent)}")
 
 
-def provenance() -> dict[str, object]:
+def provenance(device: str = "cpu") -> dict[str, object]:
     """Machine, versions, commit and time, as they stand in every result file."""
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else None
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") or "none",
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results")),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "device": device,
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
         "torch_threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),

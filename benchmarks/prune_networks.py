@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +19,6 @@ from torch.optim.swa_utils import update_bn
 import rmfx
 from benchmarks.common import CONSOLE, macs
 from rmfx.learn.data import Data, Split
-from rmfx.learn.digits import originals
-from rmfx.learn.digits32 import digits32
-from rmfx.learn.images import ImageSplit
 from rmfx.learn.recipe import Recipe
 from rmfx.learn.rounds import batches_of
 from rmfx.learn.slimming import Slimming
@@ -34,7 +30,6 @@ from rmfx.pruning.scales import scale_shortcuts
 
 WIDTHS = (32, 64, 128)
 EXAMPLE = torch.zeros(1, 3, 32, 32)
-HELD_OUT = 6  # every sixth original is for validation
 RANKING_BATCHES, SOLVING_BATCHES = 16, 4
 NOTHING = 1e-20  # the score of channels that nothing reads
 
@@ -44,7 +39,8 @@ class Setting:
     """How much of everything: the same for all methods.
 
     Attributes:
-        images: made for training and validation.
+        data: one of :data:`benchmarks.prune_data.DATASETS`.
+        images: for training and validation, at most.
         test_images: looked at once, by finished networks.
         epochs, tune_epochs: before and after pruning; of 14 in all, more after pruning than papers take.
         tune_rate: the learning rate at first, after pruning; before it is 0.1.
@@ -58,6 +54,7 @@ class Setting:
         distillation: weight of the divergence from what the unpruned network answers, after pruning.
     """
 
+    data: str = "digits32"
     images: int = 24_000
     test_images: int = 12_000
     epochs: int = 8
@@ -135,22 +132,10 @@ ABLATIONS = {
 }
 
 
-@cache
-def splits(images: int, test_images: int) -> tuple[Data, Split]:
-    """Data to train on and to choose by, and the images for the final test: all made from different originals."""
-    drawn = digits32(train_images=images, test_images=test_images)
-    [(_, labels), _] = originals(0)
-    held = torch.arange(images) % len(labels) % HELD_OUT == 0
-    whole = drawn.train
-    assert isinstance(whole, ImageSplit)
-    halves = [replace(whole, images=whole.images[which], labels=whole.labels[which]) for which in (~held, held)]
-    return Data("digits32, split", replace(halves[0], crop=2), halves[1], drawn.shape, drawn.classes), drawn.test
-
-
-def residual() -> nn.Module:
+def residual(classes: int) -> nn.Module:
     """ResNet of three stages of two basic blocks, 26 M MACs: stages at 16x16, 8x8 and 4x4."""
     stem = conv_bn_relu(3, WIDTHS[0], 3, 2)
-    return ResNet(stem, residual_blocks((2, 2, 2), WIDTHS, False, ResidualBlock), WIDTHS[-1], 10)
+    return ResNet(stem, residual_blocks((2, 2, 2), WIDTHS, False, ResidualBlock), WIDTHS[-1], classes)
 
 
 def trained(base: str, seed: int, setting: Setting, folder: Path, data: Data, **told: Any) -> nn.Module:
@@ -160,7 +145,7 @@ def trained(base: str, seed: int, setting: Setting, folder: Path, data: Data, **
         base: ``plain``, ``group`` (for GroupNormPruner), or, with L1, ``slim`` and ``switched off``; ``, light`` of it.
     """
     torch.manual_seed(seed)
-    network, (kind, *light) = residual(), base.split(", ")
+    network, (kind, *light) = residual(data.classes), base.split(", ")
     if kind == "switched off":
         network = scale_shortcuts(network, EXAMPLE).requires_grad_()
     place = folder / f"{base} {seed}"
@@ -208,7 +193,7 @@ def cut(
     """
     if method.tool is None:
         return copy.deepcopy(base)
-    goal = part * macs(residual(), EXAMPLE.shape[-1])
+    goal = part * macs(residual(data.classes), EXAMPLE.shape[-1])
     if method.tool == "rmfx":
         network = _by_rmfx(method, base, goal, data, seed, solve)
     else:

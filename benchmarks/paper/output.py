@@ -36,8 +36,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 def where(setting: Setting) -> dict[str, object]:
     """Machine, device, versions and commit, as they stand in every result."""
-    gpu = torch.cuda.get_device_name() if setting.device == "cuda" and torch.cuda.is_available() else None
-    return {**provenance(), "device": setting.device, "gpu": gpu, "cuda": torch.version.cuda if gpu else None}
+    return provenance(setting.device)
 
 
 def _measured_on(setting: Setting) -> dict[str, list[str]]:
