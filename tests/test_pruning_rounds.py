@@ -88,6 +88,15 @@ def test_rounds_can_begin_with_least_squares(tmp_path: Path) -> None:
     assert found[1] > found[0] + 0.05, "before it is trained on"
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_rounds_keep_constants_or_leave_them_out(drop: bool, tmp_path: Path) -> None:
+    output = tmp_path / "small.rmfx"
+    options = ("--rounds", 1, "--macs", 0.3, "--epochs", 1, "--json", *["--drop-constants"] * drop)
+    [record] = json.loads(run("prune", "rmfx:resnet20", output, *options))["rounds"]
+    constants = sum(width["constants"] for width in record["widths"])
+    assert (constants == 0) == drop
+
+
 def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path: Path) -> None:
     run("train", "rmfx:resnet20", "-o", tmp_path / "trained", "--epochs", 1)
     weights = tmp_path / "trained" / "model.safetensors"
@@ -127,7 +136,8 @@ def test_the_command_trains_with_sparsity_and_says_how_far_it_reaches(tmp_path: 
     [
         (("--rounds", 2), "--rounds go with --macs PART"),
         (("--rounds", 2, "--macs", 0.5, "--amount", 0.1), "none of the other measures"),
-        (("--rounds", 2, "--macs", 0.5, "--lower"), "none of the other measures or --lower"),
+        (("--rounds", 2, "--macs", 0.5, "--layerwise"), "none of the other measures, --layerwise or --lower"),
+        (("--rounds", 2, "--macs", 0.5, "--lower"), "none of the other measures, --layerwise or --lower"),
     ],
 )
 def test_the_command_says_what_does_not_go_together(wish: tuple[object, ...], told: str, tmp_path: Path) -> None:

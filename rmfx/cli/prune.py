@@ -82,8 +82,10 @@ def prune(
         with console.step(f"converting {model}"), without_warning():
             network = _converted(network, source, batch, images, seed)
     if rounds:
-        if macs is None or (amount, threshold, latency, lower) != (None, None, None, False):
-            raise typer.BadParameter("--rounds go with --macs PART, and with none of the other measures or --lower")
+        if macs is None or (amount, threshold, latency, layerwise, lower) != (None, None, None, False, False):
+            raise typer.BadParameter(
+                "--rounds go with --macs PART, and with none of the other measures, --layerwise or --lower"
+            )
         recipe = Recipe(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed)
         work = output.with_name(f"{output.stem}-rounds")
         with learning.progress() as on_step:
@@ -96,6 +98,7 @@ def prune(
                 round_to=round_to,
                 ranking_batches=max(1, images // batch),
                 reconstruct=reconstruct,
+                keep_constants=not drop_constants,
                 resume=resume,
                 device=device,
                 on_step=on_step,

@@ -57,6 +57,7 @@ def prune_in_rounds(
     round_to: int = 1,
     ranking_batches: int = _RANKING_BATCHES,
     reconstruct: bool = False,
+    keep_constants: bool = True,
     resume: bool = False,
     device: str | None = None,
     on_step: OnStep | None = None,
@@ -72,7 +73,7 @@ def prune_in_rounds(
         rounds: how many.
         macs: the part of the MACs that is left in the end.
         folder: gets ``round-1``, ``round-2`` ... with ``pruned.rmfx``, ``model.rmfx`` and all that training writes.
-        importance, round_to: as for :func:`rmfx.prune`.
+        importance, round_to, keep_constants: as for :func:`rmfx.prune`.
         ranking_batches: of ``recipe.batch`` images, for ``"taylor"``.
         reconstruct: start each training from least squares on these batches; else from norms estimated again on them.
         resume: go on with what ``folder`` holds.
@@ -102,8 +103,8 @@ def prune_in_rounds(
         place = folder / f"round-{number}"
         told = place / "pruned.json"
         if not (resume and told.exists()):
-            how = {"budget": {"macs": ratio}, "importance": importance, "round_to": round_to}
-            pruned = _pruned(network, data, recipe, ranking_batches, reconstruct, **how)
+            how = {"importance": importance, "round_to": round_to, "keep_constants": keep_constants}
+            pruned = _pruned(network, data, recipe, ranking_batches, reconstruct, budget={"macs": ratio}, **how)
             _keep(pruned, place, told)
         record = json.loads(told.read_text(encoding="utf-8"))
         if on_round is not None:
