@@ -163,9 +163,9 @@ def show(path: Path, seeds: tuple[int, ...]) -> list[Figure]:
         for part in PARTS if METHODS[method].tool else (1.0,):
             means.add_row(method, *_cells(path, method, done, part))
     for baseline, limit in LIMITS.items() if done else ():
-        for cost in TARGETS:
+        for cost in (*TARGETS, "macs"):  # MACs tell what of a latency's ratio is accuracy, and what is time per MAC
             found = (str(ratio(path, baseline, cost, below, seeds)) for below in BELOW)
-            ratios.add_row(f"{baseline}; {cost}", *found, f"{limit:g}")
+            ratios.add_row(f"{baseline}; {cost}", *found, f"{limit:g}" if cost in TARGETS else "")
         each = (ratio(path, baseline, "parameters", below, seeds).each for below in BELOW)
         ratios.add_row(f"{baseline}; parameters", *(", ".join(f"{x:.2f}" for x in own) for own in each), "each > 1")
     console.print(means)
