@@ -73,7 +73,7 @@ QUICK = {"images": 2_400, "test_images": 1_000, "epochs": 1, "tune_epochs": 1}
 
 @dataclass(frozen=True)
 class Where:
-    """What a network is made with, and says nothing of how.
+    """Where networks and images are kept, and what computes.
 
     Attributes:
         folder: of networks.
