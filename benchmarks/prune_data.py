@@ -38,19 +38,10 @@ def splits(name: str, root: Path | None, images: int, test_images: int) -> tuple
         count, crop = len(labels), 2
     else:
         drawn = open_data(name, root=root)
-        count, crop = HELD_OUT, 4  # every image is an original
+        count, crop = images, 4  # every image is an original
     whole, test = drawn.train, drawn.test
     assert isinstance(whole, ImageSplit) and isinstance(test, ImageSplit)
-    whole, test = _first(whole, images), _first(test, test_images)
+    whole = whole.only(slice(images))
     held = torch.arange(len(whole)) % count % HELD_OUT == 0
-    learnt, chosen = _where(whole, ~held), _where(whole, held)
-    learnt, chosen = replace(learnt, crop=crop), replace(chosen, crop=0, flip=False)
-    return Data(f"{name}, split", learnt, chosen, drawn.shape, drawn.classes), test
-
-
-def _first(split: ImageSplit, count: int) -> ImageSplit:
-    return _where(split, torch.arange(len(split)) < count)
-
-
-def _where(split: ImageSplit, kept: torch.Tensor) -> ImageSplit:
-    return replace(split, images=split.images[kept], labels=split.labels[kept])
+    learnt, chosen = replace(whole.only(~held), crop=crop), replace(whole.only(held), crop=0, flip=False)
+    return Data(f"{name}, split", learnt, chosen, drawn.shape, drawn.classes), test.only(slice(test_images))

@@ -147,33 +147,60 @@ def seen(path: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[int]:
 
 def show(path: Path, seeds: tuple[int, ...]) -> list[Figure]:
     """Print every row, costs over the unpruned network's, then means and figures; returns the missed ones."""
-    every = Table("network", "validation, %", *HEADER)
-    accuracies = read(path, "accuracy")
-    for job, row in sorted(accuracies.items(), key=lambda item: (item[0].seed, item[0].method, -item[0].part)):
-        every.add_row(str(job), f"{100 * row['validation']:.2f}", *_cells(path, job.method, [job.seed], job.part))
     console = CONSOLE if CONSOLE.is_terminal else Console(width=180)
-    console.print(every)
+    console.print(_networks(path))
+    for line in _by_validation(path):
+        CONSOLE.print(line)
+    console.print(_means(path, seeds))
+    console.print(_ratios(path, seeds))
+    missed = [figure for figure in figures(path, seeds) if not figure.reached]
+    for figure in missed:
+        CONSOLE.print(f"missed {figure.subject}: {figure.quantity} is {figure.value:.3f}, limit {figure.limit:.3f}")
+    return missed
+
+
+def _networks(path: Path) -> Table:
+    every = Table("network", "validation, %", *HEADER)
+    rows = read(path, "accuracy")
+    for job in sorted(rows, key=lambda job: (job.seed, job.method, -job.part)):
+        every.add_row(str(job), f"{100 * rows[job]['validation']:.2f}", *_cells(path, job.method, [job.seed], job.part))
+    return every
+
+
+def _by_validation(path: Path) -> Iterator[str]:
+    """What choices are made by: means over sizes, and what untrained networks have."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for job, row in read(path, "accuracy").items():
+        if job.part in PARTS:
+            found.setdefault((job.method, job.seed), []).append(row["validation"])
+    for (method, seed), values in found.items():
+        if len(values) == len(PARTS):
+            yield f"{method} seed {seed}, validation, mean over sizes: {100 * mean(values):.2f}"
     for job, row in read(path, "untrained").items():
         told = ", ".join(f"{label} {100 * value:.2f}" for label, value in row["validation"].items())
-        CONSOLE.print(f"{job}, validation without training: {told}")
+        yield f"{job}, validation without training: {told}"
+
+
+def _means(path: Path, seeds: Sequence[int]) -> Table:
     done = seen(path, list(LIMITS), seeds)
     means = Table("method", *HEADER, title=f"means of seeds {', '.join(map(str, done))}", box=MARKDOWN)
-    ratios = Table("baseline / rmfx", *(f"{100 * below:.1f} points below" for below in BELOW), "reach", box=MARKDOWN)
     for method in METHODS if done else ():
         for part in PARTS if METHODS[method].tool else (1.0,):
             means.add_row(method, *_cells(path, method, done, part))
-    for baseline, limit in LIMITS.items() if done else ():
+    return means
+
+
+def _ratios(path: Path, seeds: tuple[int, ...]) -> Table:
+    ratios = Table("baseline / rmfx", *(f"{100 * below:.1f} points below" for below in BELOW), "reach", box=MARKDOWN)
+    for baseline, limit in LIMITS.items():
+        if not seen(path, [baseline, "rmfx"], seeds):
+            continue
         for cost in (*TARGETS, "macs"):  # MACs tell what of a latency's ratio is accuracy, and what is time per MAC
             found = (str(ratio(path, baseline, cost, below, seeds)) for below in BELOW)
             ratios.add_row(f"{baseline}; {cost}", *found, f"{limit:g}" if cost in TARGETS else "")
         each = (ratio(path, baseline, "parameters", below, seeds).each for below in BELOW)
         ratios.add_row(f"{baseline}; parameters", *(", ".join(f"{x:.2f}" for x in own) for own in each), "each > 1")
-    console.print(means)
-    console.print(ratios)
-    missed = [figure for figure in figures(path, seeds) if not figure.reached]
-    for figure in missed:
-        CONSOLE.print(f"missed {figure.subject}: {figure.quantity} is {figure.value:.3f}, limit {figure.limit:.3f}")
-    return missed
+    return ratios
 
 
 def _cells(path: Path, method: str, seeds: Sequence[int], part: float) -> list[str]:

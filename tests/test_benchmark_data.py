@@ -11,12 +11,11 @@ from benchmarks.prune_data import DATASETS, splits
 from rmfx.learn.digits import originals
 from rmfx.learn.digits32 import digits32
 from rmfx.learn.images import ImageSplit
-from tests.test_learn_data import write_cifar10
+from tests.cifar_files import write_cifar10
 
 
 def test_cifar_is_split_in_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = torch.from_numpy(write_cifar10(tmp_path))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    pixels = torch.from_numpy(write_cifar10(tmp_path, monkeypatch))
     data, test = splits("cifar10", tmp_path, *DATASETS["cifar10"])
     assert isinstance(data.train, ImageSplit) and isinstance(data.test, ImageSplit) and isinstance(test, ImageSplit)
     held = torch.arange(100) % 6 == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from rmfx.learn.digits import originals
 from rmfx.learn.digits32 import digits32
 from rmfx.learn.images import ImageSplit
 from rmfx.learn.sources import open_data
+from tests.cifar_files import write_cifar10
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -127,22 +127,8 @@ def test_digits32_is_varied_and_uses_its_range() -> None:
     assert normalised.dtype == torch.float32 and normalised.abs().max() < 2.1
 
 
-def write_cifar10(root: Path) -> np.ndarray:
-    """Files in the form in which CIFAR-10 is published; a batch of 20 images each, checksums aside."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (120, 3072), dtype=np.uint8)
-    for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        part = pixels[20 * index : 20 * index + 20]
-        (folder / name).write_bytes(pickle.dumps({"data": part, "labels": [int(p[0]) % 10 for p in part]}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    return pixels
-
-
 def test_cifar_is_read_by_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = write_cifar10(tmp_path)
-    # The published files have published checksums; these are others, so only that comparison is left out.
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    pixels = write_cifar10(tmp_path, monkeypatch)
     data = open_data("cifar10", root=tmp_path)
     assert (len(data.train), len(data.test), data.shape, data.classes) == (100, 20, (3, 32, 32), 10)
     assert np.array_equal(data.test.images.numpy().reshape(20, -1), pixels[100:])

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import rmfx
-from benchmarks.common import CONSOLE
+from benchmarks.common import CONSOLE, provenance
 from benchmarks.paper.networks import FULL_WIDTH, NETWORKS
-from benchmarks.paper.output import where
 from benchmarks.paper.setting import Setting
 from benchmarks.paper.store import Row, append, rows_in
 from rmfx.errors import DivergedError, RmfxError
@@ -150,7 +149,7 @@ def _data(setting: Setting) -> Data:
 def _first(split: Split, count: int) -> Split:
     if not isinstance(split, ImageSplit):
         raise RmfxError("--images needs a dataset that is held in memory")
-    return replace(split, images=split.images[:count], labels=split.labels[:count])
+    return split.only(slice(count))
 
 
 def run(job: Job, setting: Setting) -> list[Row]:
@@ -173,12 +172,12 @@ def _run(job: Job, setting: Setting, objective: Objective | None) -> tuple[Row, 
         history = train(network, data, job.recipe, objective=objective, device=setting.device)
     except DivergedError as error:
         row |= {"history": [], "accuracy": None, "diverged": str(error)}
-        return {**row, "seconds": time.perf_counter() - start, "provenance": where(setting)}, network.cpu()
+        return {**row, "seconds": time.perf_counter() - start, "provenance": provenance(setting.device)}, network.cpu()
     row["history"] = [epoch.to_dict() for epoch in history]
     row |= {"accuracy": history[-1].test_accuracy, **_converted(network.cpu(), data, setting)}
     if job.finetuned:
         row |= _finetuned(network.cpu(), data, job, setting)
-    return {**row, "seconds": time.perf_counter() - start, "provenance": where(setting)}, network.cpu()
+    return {**row, "seconds": time.perf_counter() - start, "provenance": provenance(setting.device)}, network.cpu()
 
 
 def _converted(network: nn.Module, data: Data, setting: Setting) -> Row:

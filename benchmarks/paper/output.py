@@ -34,11 +34,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console.print(table)
 
 
-def where(setting: Setting) -> dict[str, object]:
-    """Machine, device, versions and commit, as they stand in every result."""
-    return provenance(setting.device)
-
-
 def _measured_on(setting: Setting) -> dict[str, list[str]]:
     """The devices that trainings and speeds in the folder come from; each of their rows says more."""
     found = {}
@@ -55,7 +50,7 @@ def save(name: str, setting: Setting, content: dict[str, Any]) -> None:
     setting.folder.mkdir(parents=True, exist_ok=True)
     if setting.dtype != torch.float32:
         name = f"{name}_{str(setting.dtype).removeprefix('torch.')}"
-    origin = {"provenance": where(setting), "measured_on": _measured_on(setting), "quick": setting.quick}
+    origin = {"provenance": provenance(setting.device), "measured_on": _measured_on(setting), "quick": setting.quick}
     whole = {"benchmark": f"paper.{name}", **origin, **content}
     path = setting.folder / f"{name}.json"
     with replacing(path, RmfxError) as scratch:

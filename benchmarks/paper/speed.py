@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import CONSOLE
-from benchmarks.paper.output import where
+from benchmarks.common import CONSOLE, provenance
 from benchmarks.paper.setting import Setting
 from benchmarks.paper.store import append, rows_in
 
@@ -104,7 +103,7 @@ def timed(
     CONSOLE.print(f"timing {len(networks)} networks: {name}, {protocol}")
     speeds = _measure(networks, shape, protocol)
     seconds = {network: {mode: speed.seconds for mode, speed in modes.items()} for network, modes in speeds.items()}
-    append(path, {"measurement": key, "seconds": seconds, "provenance": where(setting)}, setting)
+    append(path, {"measurement": key, "seconds": seconds, "provenance": provenance(setting.device)}, setting)
     return speeds
 
 

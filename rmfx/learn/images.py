@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,15 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def only(self, which: Tensor | slice) -> ImageSplit:
+        """The images that ``which`` indexes, with all else as it is.
+
+        >>> split = ImageSplit(torch.zeros(5, 1, 2, 2), torch.arange(5), (0.0,), (1.0,))
+        >>> split.only(slice(2)).labels.tolist(), split.only(split.labels % 2 == 0).labels.tolist()
+        ([0, 1], [0, 2, 4])
+        """
+        return replace(self, images=self.images[which], labels=self.labels[which])
 
     def batches(
         self, size: int, *, order: int | None = None, share: Share = WHOLE, device: torch.device | str = "cpu"
