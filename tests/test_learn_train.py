@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from dataclasses import replace
@@ -47,6 +48,22 @@ def test_a_network_learns_and_comes_back_as_it_was() -> None:
     assert list(model.state_dict()) == names and [type(module) for module in model.modules()] == kinds
     assert not any(module.training for module in model.modules())
     assert (model(data.test.images).argmax(1) == data.test.labels).double().mean() == history[-1].ema_test_accuracy  # type: ignore[attr-defined]
+
+
+def test_narrow_strided_pointwise_convs_have_right_gradients() -> None:
+    # With channels last on a CPU, oneDNN has these wrong, or crashes, at times: see rmfx.learn.machine.layout_on.
+    data, recipe = small(), replace(RECIPE, epochs=1, learning_rate=0.01)
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten())
+    model = nn.Sequential(*first, nn.Linear(8 * 4 * 4, 10))
+    exact = copy.deepcopy(model).double()
+    contiguous: list[bool] = []
+    model[2].register_forward_pre_hook(lambda _, inputs: contiguous.append(inputs[0].is_contiguous()))
+    train(model, data, recipe, device="cpu")
+    train(exact, data, recipe, device="cpu")
+    assert contiguous and all(contiguous)
+    for (name, value), truth in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert (value - truth).abs().max() < 1e-5 * truth.abs().max(), name
 
 
 def test_every_step_is_that_of_sgd_written_out() -> None:

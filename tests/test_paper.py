@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import rmfx
+from benchmarks.paper import __main__ as paper
 from benchmarks.paper import figure5, figure7, figure9, published, table1, table2, table3, table4
 from benchmarks.paper.counts import count, deployed
 from benchmarks.paper.jobs import RUNS, Job, accuracies, jobs_for, rows_of
@@ -72,6 +74,18 @@ def test_a_training_is_done_once_and_its_teachers_row_comes_with_it(tmp_path: Pa
     assert set(rows[1]["finetuned"]) == set(figure9.VARIANTS) and "finetuned" not in rows[0]
     assert [record["epoch"] for record in rows[1]["finetuned"]["with_bn"]] == [0, 1, 2]
     assert accuracies(rows, "ResNet 34") == [rows[1]["accuracy"]]
+
+
+def test_trainings_can_be_done_alone_and_for_some_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Whatever stands behind --only, other options keep their values.
+    monkeypatch.setattr(sys, "argv", ["", "--trainings-only", "--only", "table2", *TINY, "--folder", str(tmp_path)])
+    paper.main()
+    assert [row["job"]["network"] for row in rows_in(tmp_path / RUNS)] == ["MobileNetV2", "MobileNetV1"]
+    assert {row["job"]["width"] for row in rows_in(tmp_path / RUNS)} == {4}
+    assert [path.name for path in tmp_path.iterdir()] == [RUNS]
+    monkeypatch.setattr(sys, "argv", ["", "--only", "table9"])
+    with pytest.raises(SystemExit):
+        paper.main()
 
 
 def test_a_training_that_diverges_is_a_result(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Every table and figure of the paper: all trainings first, then the scripts one after the other.
 
-The options are those of the scripts; ``--only table2 figure5`` names some of them. Trainings that ``runs.jsonl`` holds
-already are not repeated, so that an interrupted run goes on where it stopped.
+The options are those of the scripts; ``--only table2 figure5`` names some of them, ``--trainings-only`` leaves out what
+comes after training. Trainings that ``runs.jsonl`` holds already are not repeated, so that an interrupted run goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -19,21 +21,20 @@ SCRIPTS = ("table1", "table2", "table3", "table4", "figure5", "figure7", "figure
 
 def main() -> None:
     """Run the benchmark."""
-    arguments = sys.argv[1:]
-    scripts = SCRIPTS
-    if "--only" in arguments:
-        at = arguments.index("--only")
-        named = [a for a in arguments[at + 1 :] if not a.startswith("-")]
-        scripts = tuple(name for name in SCRIPTS if name in named)
-        arguments = [a for a in arguments[:at] + arguments[at + 1 :] if a not in named]
-    given = setting(__doc__, arguments)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--only", nargs="+", default=SCRIPTS, choices=SCRIPTS, metavar="SCRIPT", help=" ".join(SCRIPTS))
+    own.add_argument("--trainings-only", action="store_true", help="train, and leave tables and figures for later")
+    chosen, arguments = own.parse_known_args()
+    given = setting(__doc__, arguments, also=own)
     wanted: dict[Job, None] = {}
-    for name in scripts:
+    for name in chosen.only:
         module = importlib.import_module(f"benchmarks.paper.{name}")
         wanted |= dict.fromkeys(module.jobs(given) if hasattr(module, "jobs") else ())
     CONSOLE.print(f"{len(wanted)} trainings on {given.data}")
     rows_of(list(wanted), given)
-    failed = [name for name in scripts if _run(name, arguments)]
+    if chosen.trainings_only:
+        return
+    failed = [name for name in chosen.only if _run(name, arguments)]
     CONSOLE.print(f"missed a figure: {', '.join(failed)}" if failed else "all scripts reached their figures")
     sys.exit(1 if failed else 0)
 

@@ -53,9 +53,15 @@ class Setting:
     write: bool
 
 
-def setting(doc: str | None, arguments: list[str] | None = None) -> Setting:
-    """Parse the command line of a script whose docstring is ``doc``."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def setting(
+    doc: str | None, arguments: list[str] | None = None, *, also: argparse.ArgumentParser | None = None
+) -> Setting:
+    """Parse the command line of a script whose docstring is ``doc``; ``--help`` tells the options of ``also``."""
+    parser = argparse.ArgumentParser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[] if also is None else [also],
+    )
     parser.add_argument("--data", default="digits32", help="digits, digits32, cifar10, cifar100, folder:PATH")
     parser.add_argument("--root", type=Path, help="folder with the files of CIFAR")
     parser.add_argument("--quick", action="store_true", help="under two minutes: shows that everything runs")

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from rmfx.errors import RmfxError
 from rmfx.learn.data import Data, Split
-from rmfx.learn.machine import Machine
+from rmfx.learn.machine import Machine, layout_on
 
 
 def placed(images: Tensor, like: nn.Module) -> Tensor:
-    """``images`` in the dtype of the parameters of ``like``, with channels last, as those are while training."""
-    dtype = next(parameter.dtype for parameter in like.parameters() if parameter.is_floating_point())
-    return images.to(dtype, memory_format=torch.channels_last)
+    """``images`` in the dtype of the parameters of ``like``, laid out as those are while training."""
+    first = next(parameter for parameter in like.parameters() if parameter.is_floating_point())
+    return images.to(first.dtype, memory_format=layout_on(first.device))
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
