@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from nets import CONVS
@@ -77,12 +80,15 @@ def test_where_nothing_is_missing_nothing_changes(form: str) -> None:
     assert_equivalent(model, pruned.network, x)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "rmnet26x3_32"])  # the latter has groups
+GROUPED = partial(models.rmnet_by_depth, 26, 3, 8, widths=(16, 32, 64, 128))
+
+
+@pytest.mark.parametrize("build", [models.resnet20, GROUPED], ids=["resnet20", "grouped"])
 @pytest.mark.parametrize("form", FORMS)
-def test_unseen_images_gain(name: str, form: str) -> None:
+def test_unseen_images_gain(build: Callable[..., nn.Module], form: str) -> None:
     torch.manual_seed(0)
     images = [torch.randn(8, 3, 32, 32) for _ in range(3)]
-    model = randomise(getattr(models, name)(num_classes=10).eval(), images[0], 0)
+    model = randomise(build(num_classes=10).eval(), images[0], 0)
     network = in_form(form, model, images[0])
     data: Batches = [(batch, None) for batch in images]
     fresh = torch.randn(32, 3, 32, 32)

@@ -23,6 +23,12 @@ def net_file(tmp_path: Path, **options: object) -> Path:
     return rmfx.export(NET, tmp_path / "net.onnx", torch.randn(SHAPE), **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is only read."""
+    return net_file(tmp_path_factory.mktemp("net"))
+
+
 def written(
     tmp_path: Path,
     nodes: list[onnx.NodeProto],
@@ -172,9 +178,9 @@ def test_a_closed_session_says_so(tmp_path: Path) -> None:
         ({"threads": 2, "device": "cuda"}, "threads=2 on cuda"),
     ],
 )
-def test_options_that_contradict_are_told(options: dict[str, object], told: str, tmp_path: Path) -> None:
+def test_options_that_contradict_are_told(options: dict[str, object], told: str, net: Path) -> None:
     with pytest.raises(RmfxError, match=told):
-        rmfx.Session(net_file(tmp_path), **options)  # type: ignore[arg-type]
+        rmfx.Session(net, **options)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
