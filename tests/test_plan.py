@@ -33,7 +33,7 @@ def resnet(seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A small ResNet in float64 with hostile statistics, and an input."""
     torch.manual_seed(seed)
     x = 8 * torch.randn(*IMAGE, dtype=torch.float64)
-    return randomise(models.resnet20().double().eval(), x / 8, seed), x
+    return randomise(models.cifar_resnet(8).double().eval(), x / 8, seed), x
 
 
 def shaped() -> tuple[nn.Module, Tensor]:
@@ -100,7 +100,7 @@ def test_a_plan_fits_another_checkpoint() -> None:
     (model, x), (other, _) = resnet(), resnet(1)
     plan = removing_all(model, x)
     plain = rmfx.apply_plan(plan, other, x)
-    assert rmfx.report(plain).count("removed") == 9
+    assert rmfx.report(plain).count("removed") == 3
     assert_equivalent(other, plain, x)
 
 
@@ -206,7 +206,7 @@ def test_costs_count_what_layers_do() -> None:
     eager, fused = (cost(gm.graph.nodes, Target(runtime)) for runtime in ("eager", "onnxruntime"))
     macs = network_macs(gm)
     assert macs is not None and eager.macs == fused.macs == len(x) * macs
-    assert eager.kernels > fused.kernels + 15 and eager.activation_bytes > fused.activation_bytes
+    assert eager.kernels > fused.kernels + 5 and eager.activation_bytes > fused.activation_bytes
     assert eager.parameters == sum(p.numel() for p in model.parameters())
 
 
