@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import settings
@@ -46,13 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests, with the reason that the summary prints, where there is no GPU."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs an NVIDIA GPU that torch can use")
+    """Skip what this machine cannot run, with the reason that the summary prints."""
+    lacking = {}
+    if not torch.cuda.is_available():
+        lacking = dict.fromkeys(("gpu", "gpu_runtime"), "needs an NVIDIA GPU that torch can use")
+    elif "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        lacking = {"gpu_runtime": "needs onnxruntime-gpu"}
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        for marker, reason in lacking.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

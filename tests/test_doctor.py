@@ -112,6 +112,6 @@ def test_one_serious_finding_makes_it_unhealthy() -> None:
     assert not sick.healthy
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_cuda_is_active_where_there_is_a_gpu() -> None:
     assert Provider("CUDAExecutionProvider", True) in providers.probe()

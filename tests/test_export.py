@@ -208,7 +208,7 @@ def test_cuda_that_is_not_there(tmp_path: Path) -> None:
     assert "CUDAExecutionProvider is not active" in told
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_the_check_runs_on_the_gpu(tmp_path: Path) -> None:
     network, inputs = mixed()
     assert export(network, tmp_path / "net.onnx", inputs, device="cuda").is_file()

@@ -221,7 +221,7 @@ def test_the_command_tells_the_gap(precision: str, where: str, tmp_path: Path) -
     assert ("no bfloat16 on cpu" in result.stdout) == (precision == "bf16")
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_on_the_gpu(precision: str, tmp_path: Path) -> None:
     network = plain()

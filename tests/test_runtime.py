@@ -151,7 +151,7 @@ def test_cuda_without_its_package_is_an_error() -> None:
     assert "CPUExecutionProvider" in str(caught.value) and "pip install 'rmfx[gpu]'" in str(caught.value)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_a_session_on_the_gpu() -> None:
     onnx.checker.check_model(two_inputs())
     session = runtime.session(two_inputs(), "cuda")

@@ -201,7 +201,7 @@ def test_what_is_not_there_is_an_error_and_not_the_cpu(device: str, provider: st
         rmfx.Session(net_file(tmp_path), device)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_on_the_gpu_and_in_ieee_arithmetic(tmp_path: Path) -> None:
     session = rmfx.Session(net_file(tmp_path), "cuda", "fp32")
     for batch in (1, 2, 5):
@@ -211,7 +211,7 @@ def test_on_the_gpu_and_in_ieee_arithmetic(tmp_path: Path) -> None:
         session.run(torch.randn(SHAPE))
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_tf32_is_a_switch(tmp_path: Path) -> None:
     # The sum of 64 products of numbers that TF32 rounds: IEEE float32 is a thousand times closer.
     net = nn.Conv2d(64, 64, 3, padding=1).eval()
@@ -226,7 +226,7 @@ def test_tf32_is_a_switch(tmp_path: Path) -> None:
     assert errors["fp32"] < 1e-5 < errors["tf32"] < 1e-2
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_a_cuda_graph_computes_what_the_session_computes(tmp_path: Path) -> None:
     path = net_file(tmp_path, dynamic_batch=False)
     recorded, plain = rmfx.Session(path, "cuda", graphs=True), rmfx.Session(path, "cuda")
@@ -238,13 +238,13 @@ def test_a_cuda_graph_computes_what_the_session_computes(tmp_path: Path) -> None
     assert not torch.equal(results[0][0], results[1][0])
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_a_cuda_graph_needs_fixed_sizes(tmp_path: Path) -> None:
     with pytest.raises(RmfxError, match=r"graphs=True needs fixed shapes, and .* has free sizes.*dynamic_batch=False"):
         rmfx.Session(net_file(tmp_path), "cuda", graphs=True)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu_runtime
 def test_a_node_that_the_gpu_lacks_is_an_error(tmp_path: Path) -> None:
     node = helper.make_node("StringConcat", ["x", "x"], ["y"])
     path = written(tmp_path, [node], [("x", TensorProto.STRING, [2])], [("y", TensorProto.STRING, [2])])
