@@ -1,5 +1,5 @@
-# `make demo` shows the main job on real data, `make test` runs everything that CI runs.
-# Both create .venv and install what they need; PYTHON=python3.12 picks another interpreter,
+# `make demo` shows the main job on real data, `make test` runs everything that CI runs, `make slow` the dearest tests.
+# All create .venv and install what they need; PYTHON=python3.12 picks another interpreter,
 # PIP_FLAGS='...' adds flags to pip install.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 SITE := build/wheel-site
 WORKERS ?= 2
 
-.PHONY: demo test lint wheel types smoke unit clean
+.PHONY: demo test lint wheel types smoke unit slow clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -43,7 +43,10 @@ smoke: wheel
 	cd $(SITE) && PYTHONPATH=$(CURDIR)/$(SITE) $(BIN)/python -P $(CURDIR)/tests/wheel_smoke.py
 
 unit: $(STAMP)
-	$(BIN)/pytest -n $(WORKERS) --durations=10
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow' --durations=10
+
+slow: $(STAMP)
+	$(BIN)/pytest -n $(WORKERS) -m slow --durations=10
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

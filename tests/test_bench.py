@@ -31,6 +31,7 @@ def file(tmp_path: Path, name: str, width: int) -> Path:
     return rmfx.export(network, tmp_path / name, X, dynamic_batch=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [

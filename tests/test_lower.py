@@ -165,6 +165,7 @@ def test_from_a_file(name: str, tmp_path: Path) -> None:
     assert torch.equal(rmfx.load(tmp_path / "lowered.rmfx")(x), lowered(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_from_onnx(name: str, tmp_path: Path) -> None:
     model, x, original = float32(name)

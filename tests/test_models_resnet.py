@@ -91,7 +91,8 @@ def test_cifar_resnets_have_the_published_parameters(depth: int, millions: float
     assert sum(isinstance(layer, nn.Conv2d) for layer in net.modules()) == depth - 1
 
 
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [20, 56, 110])
 @pytest.mark.parametrize("shortcut", ["pad", "conv"])
 def test_plain_parameters_of_cifar_resnets_follow_from_the_channels(depth: int, shortcut: Any) -> None:
     n = (depth - 2) // 6

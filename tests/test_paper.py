@@ -31,10 +31,9 @@ def tiny(folder: Path, *more: str) -> Setting:
 
 def test_every_network_is_built_for_any_images_and_classes() -> None:
     for name, network in NETWORKS.items():
-        for channels, classes in ((1, 10), (3, 100)):
-            with torch.device("meta"):
-                built = network.build(channels, classes, FULL_WIDTH).eval()
-            assert built(torch.zeros(2, channels, 32, 32, device="meta")).shape == (2, classes), name
+        with torch.device("meta"):
+            built = network.build(1, 100, FULL_WIDTH).eval()
+        assert built(torch.zeros(2, 1, 32, 32, device="meta")).shape == (2, 100), name
 
 
 def test_figure_5_compares_networks_of_equal_depth_and_width() -> None:

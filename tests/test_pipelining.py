@@ -24,6 +24,7 @@ from rmfx.errors import RmfxError
 WORKER = Path(__file__).parent / "pipeline_worker.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["split", "cut"])
 def test_two_processes_compute_what_one_does(how: str, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -69,6 +69,7 @@ def test_planning_is_deterministic() -> None:
     assert first == second and first.choices
 
 
+@pytest.mark.slow
 def test_dear_sums_stay_and_seams_pay() -> None:
     model, x = resnet()
     assert rmfx.make_plan(model, x, target="onnxruntime", measure=False).count("remove_residual") == 0
@@ -225,6 +226,7 @@ def test_measured_prices_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert_equivalent(model.double(), rmfx.apply_plan(plan, model, x.double()), x.double())
 
 
+@pytest.mark.slow
 def test_int8_has_prices_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "_TRIAL_SECONDS", 0.1)
     torch.manual_seed(0)

@@ -87,6 +87,7 @@ def test_float64_is_rounded_to_float32_when_asked(tmp_path: Path) -> None:
     assert types(path) == ({TensorProto.FLOAT}, {TensorProto.FLOAT})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_file_that_came_from_onnx_keeps_its_names(precision: str, tmp_path: Path) -> None:
     rmfx.export(small(), tmp_path / "in.onnx", X)
@@ -209,6 +210,7 @@ def test_integers_stay_integers(tmp_path: Path) -> None:
     assert torch.equal(second, inputs[1]) and torch.equal(third, inputs[0].half().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "where"), [("fp16", "onnxruntime"), ("bf16", "torch")])
 def test_the_command_tells_the_gap(precision: str, where: str, tmp_path: Path) -> None:
     command = ["export", "rmfx:resnet20", "--precision", precision, "-o", str(tmp_path / "net.onnx")]

@@ -135,6 +135,7 @@ def classifier(build: Callable[[], nn.Module] = NARROW) -> tuple[nn.Module, Tens
     return model, x, [(x, torch.randint(0, 10, (16,)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["taylor", "bn", "l1", "l2"])
 def test_the_budget_is_met_and_the_model_left_alone(importance: str) -> None:
     model, x, data = classifier()
@@ -170,6 +171,7 @@ def test_what_is_left_of_shortcuts_can_be_shortcuts_again(keep_bn: bool) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wish", "round_to"), [({"amount": 0.4}, 8), ({"budget": {"macs": 0.5}}, 4), ({"amount": 0.4, "scope": "layer"}, 8)]
 )
@@ -307,6 +309,7 @@ def test_bad_requests_say_what_to_do(wish: dict[str, object], told: str) -> None
         prune(model, torch.randn(2, 3, 16, 16), **{"importance": "l2", **wish})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_latency_is_met_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, _ = classifier()
     taken: list[int] = []

@@ -83,6 +83,7 @@ def test_where_nothing_is_missing_nothing_changes(form: str) -> None:
 GROUPED = partial(models.rmnet_by_depth, 26, 3, 8, widths=(16, 32, 64, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [models.resnet20, GROUPED], ids=["resnet20", "grouped"])
 @pytest.mark.parametrize("form", FORMS)
 def test_unseen_images_gain(build: Callable[..., nn.Module], form: str) -> None:

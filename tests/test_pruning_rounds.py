@@ -97,6 +97,7 @@ def test_rounds_keep_constants_or_leave_them_out(drop: bool, tmp_path: Path) -> 
     assert (constants == 0) == drop
 
 
+@pytest.mark.slow
 def test_the_command_prunes_what_was_trained_and_trains_what_was_pruned(tmp_path: Path) -> None:
     run("train", "rmfx:resnet20", "-o", tmp_path / "trained", "--epochs", 1)
     weights = tmp_path / "trained" / "model.safetensors"

@@ -40,7 +40,8 @@ def test_blocks(kind: str) -> None:
     run()
 
 
-@settings(max_examples=30, **PATIENT)
+@pytest.mark.slow
+@settings(max_examples=60, **PATIENT)
 @given(networks())
 def test_sequences_of_blocks(drawn: tuple[Network, Order]) -> None:
     check(*drawn)

@@ -209,6 +209,7 @@ def test_a_second_export_is_the_next_version(tmp_path: Path) -> None:
     assert len(modes) == 1, "Triton often runs as another user"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("stage", ["export", "configuration", "publishing", "interrupt"])
 def test_what_fails_leaves_the_repository_as_it_was(
