@@ -29,7 +29,13 @@ def test_every_block_is_converted_and_equal(name: str, folds: list[Bound]) -> No
     assert len(folds) == 1
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "shufflenet_v2_x0_5", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0")),
+    ],
+)
 def test_networks_of_torchvision(name: str, folds: list[Bound]) -> None:
     torchvision = pytest.importorskip("torchvision")
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
