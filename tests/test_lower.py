@@ -67,6 +67,7 @@ def merged_biases(original: fx.GraphModule, x: Tensor) -> int:
     return sum(node.meta["shape"][1] for node in sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", CARRIERS.values(), ids=list(CARRIERS))
 @pytest.mark.parametrize("name", CARRIED)
 def test_there_and_back_costs_what_it_did(name: str, how: dict[str, Any]) -> None:
