@@ -341,7 +341,8 @@ def test_chaos_is_measured_and_a_wrong_graph_is_none(tmp_path: Path) -> None:
     [
         ("resnet18", True, True),
         ("mobilenet_v2", True, False),
-        ("mobilenet_v3_small", False, False),
+        ("efficientnet_b0", False, False),
+        ("regnet_y_400mf", True, False),
     ],
 )
 def test_networks_of_torchvision(name: str, dynamo: bool, optimise: bool, tmp_path: Path) -> None:

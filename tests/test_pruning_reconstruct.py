@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 from nets import CONVS
 from oracle import assert_equivalent, relative_difference
-from test_pruning import FORMS, dead_net, in_form
+from test_pruning import FORMS, NARROW, dead_net, in_form
 from torch import Tensor, fx, nn
 
 import rmfx
@@ -80,11 +79,8 @@ def test_where_nothing_is_missing_nothing_changes(form: str) -> None:
     assert_equivalent(model, pruned.network, x)
 
 
-GROUPED = partial(models.rmnet_by_depth, 26, 3, 8, widths=(16, 32, 64, 128))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [models.resnet20, GROUPED], ids=["resnet20", "grouped"])
+@pytest.mark.parametrize("build", [models.resnet20, NARROW], ids=["resnet20", "grouped"])
 @pytest.mark.parametrize("form", FORMS)
 def test_unseen_images_gain(build: Callable[..., nn.Module], form: str) -> None:
     torch.manual_seed(0)

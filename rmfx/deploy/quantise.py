@@ -73,8 +73,8 @@ def quantise(
             They are kept in memory.
         per_channel: one scale per filter, so that a carried channel's filter of a single 1 is exact; or one per layer.
         method: how the range of an activation is taken from what was measured: all of it, or without rare outliers.
-        reduce_range: weights of 7 bits, for x86 processors without VNNI, whose int8 sums saturate: there the error with
-            8 bits can be several times that with 7. It is measured on the processor that this runs on.
+        reduce_range: weights of 7 bits, for x86 processors without VNNI, whose int8 sums saturate: there the error
+            can be larger with 8 bits. It is measured on the processor that this runs on.
         keep: names of nodes that stay in float32.
 
     Returns:

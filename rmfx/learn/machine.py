@@ -120,9 +120,9 @@ def open_machine(precision: Precision = "float32", device: str | None = None) ->
 def layout_on(device: torch.device) -> torch.memory_format:
     """How images and weights are laid out while training: channels last on CUDA, where tensor cores want them so.
 
-    Not on a CPU, where it would be a tenth faster: there oneDNN writes past its memory in the gradient of a strided 1x1
-    conv whose input has fewer channels than a vector (8 with AVX2), where these are last: wrong gradients, or a crash.
-    Known upstream: https://github.com/uxlfoundation/oneDNN/issues/6035.
+    Not on a CPU: with channels last, oneDNN there writes past its memory in the gradient of a strided 1x1 conv whose
+    input has fewer channels than a vector (8 with AVX2): wrong gradients, or a crash. Known upstream:
+    https://github.com/uxlfoundation/oneDNN/issues/6035.
     """
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
