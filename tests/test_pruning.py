@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -128,10 +127,10 @@ def test_constants_can_be_left_out_and_the_error_is_told() -> None:
 NARROW = partial(models.rmnet_by_depth, 26, 3, 8, widths=(16, 32, 64, 128))
 
 
-def classifier(build: Callable[[], nn.Module] = NARROW) -> tuple[nn.Module, Tensor, list[tuple[Tensor, Tensor]]]:
+def classifier() -> tuple[nn.Module, Tensor, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     x = torch.randn(16, 3, 32, 32)
-    model = randomise(build().eval(), x, 0)
+    model = randomise(NARROW().eval(), x, 0)
     return model, x, [(x, torch.randint(0, 10, (16,)))]
 
 
@@ -171,11 +170,10 @@ def test_what_is_left_of_shortcuts_can_be_shortcuts_again(keep_bn: bool) -> None
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("round_to", [4, 8])
 @pytest.mark.parametrize("wish", [{"amount": 0.4}, {"budget": {"macs": 0.5}}, {"amount": 0.4, "scope": "layer"}])
 def test_widths_are_multiples(wish: dict[str, object], round_to: int) -> None:
-    model, x, data = classifier(models.rmnet26x3_32)
+    model, x, data = classifier()
     pruned = prune(rmfx.convert(model, x), x, data=data, round_to=round_to, **wish)  # type: ignore[arg-type]
     changed = [width for width in pruned.widths if width.after < width.before]
     assert changed and all(width.after % round_to == 0 and width.after > 0 for width in changed)

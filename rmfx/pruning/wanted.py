@@ -141,17 +141,24 @@ class Wanted:
         return best
 
     def _settled(self, network: Ranked, dropped: Tensor) -> Removal:
-        """The removal; channels that stay as constants take the places of the worst others: widths stay multiples."""
-        removal = settle(network.gm, network.coupling, dropped, keep_constants=self.keep_constants)
-        if self.round_to == 1 or not bool(removal.homes.any()):
-            return removal
-        more = dropped.clone()
-        for space in network.spaces:
-            count = int(removal.homes[space.sets].sum())
-            left = space.sets[~dropped[space.sets]]
-            if len(left) > count:
-                more[left[network.scores[left].argsort(stable=True)[:count]]] = True
-        return settle(network.gm, network.coupling, more, keep_constants=self.keep_constants)
+        """The removal; channels that stay as constants take the places of the worst others: widths stay multiples.
+
+        With others gone, other constants may be needed, so this is repeated until their number is the one reckoned with.
+        """
+        reckoned = [0] * len(network.spaces)
+        tried = [reckoned]
+        while True:
+            more = dropped.clone()
+            for space, count in zip(network.spaces, reckoned, strict=True):
+                left = space.sets[~dropped[space.sets]]
+                if len(left) > count:
+                    more[left[network.scores[left].argsort(stable=True)[:count]]] = True
+            removal = settle(network.gm, network.coupling, more, keep_constants=self.keep_constants)
+            found = [int(removal.homes[space.sets].sum()) for space in network.spaces]
+            if self.round_to == 1 or found in tried:
+                return removal
+            tried.append(found)
+            reckoned = found
 
 
 def _is_budget(budget: Mapping[str, Any]) -> bool:
