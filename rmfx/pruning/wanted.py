@@ -143,7 +143,7 @@ class Wanted:
     def _settled(self, network: Ranked, dropped: Tensor) -> Removal:
         """The removal; channels that stay as constants take the places of the worst others: widths stay multiples.
 
-        With others gone, other constants may be needed, so this is repeated until their number is the one reckoned with.
+        With others gone, other constants may be needed: repeated until their number is the one reckoned with.
         """
         reckoned = [0] * len(network.spaces)
         tried = [reckoned]
