@@ -85,7 +85,7 @@ def test_resnets_of_two_blocks_for_one_follow_from_the_channels(
     assert planned(build, 224).totals.params_after == plain_parameters(layers, (64, 128, 256, 512), stem=7)
 
 
-@pytest.mark.parametrize("depth", [26, 41, 50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (101, 133))])
+@pytest.mark.parametrize("depth", [26, 41, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (50, 101, 133))])
 def test_networks_of_figure_5_have_the_layers_of_rmnet(depth: int) -> None:
     layers = tuple(3 * blocks for blocks in stage_depths(depth))
     after = planned(lambda: repvgg_by_depth(depth), 32).totals.params_after

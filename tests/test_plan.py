@@ -51,7 +51,7 @@ def removing_all(model: nn.Module, x: Tensor, **more: object) -> Plan:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("make", [resnet, shaped])
+@pytest.mark.parametrize("make", [resnet, pytest.param(shaped, marks=pytest.mark.slow)])
 def test_a_planned_network_computes_the_same(runtime: str, make: object) -> None:
     model, x = make()  # type: ignore[operator]
     before = copy.deepcopy(model.state_dict())
