@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from rmfx import account
 from rmfx.algebra.pointwise import NORMS
+from rmfx.algebra.recall import recalling
 from rmfx.algebra.widened import is_identity_at
 from rmfx.check.verify import verify as verify_models
 from rmfx.collector import uncollected
@@ -85,6 +86,7 @@ def _unrounded(network: nn.Module) -> nn.Module:
     return exact
 
 
+@recalling()
 def _until_settled(gm: fx.GraphModule) -> tuple[PassResult, ...]:
     """Sweep until nothing changes: outer runs before the ones they enclose, then those whose outer run stays."""
     results: list[PassResult] = []

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from rmfx import account
+from rmfx.algebra.recall import recalling
 from rmfx.check.verify import verify as verify_models
 from rmfx.collector import collect_new
 from rmfx.errors import RmfxError
@@ -127,6 +128,7 @@ def removal_of(options: Options) -> RemoveResidual:
     return RemoveResidual(options.carrier, options.downsample, concat=options.concat, shift_bits=options.shift_bits)
 
 
+@recalling()
 def _follow(gm: fx.GraphModule, plan: Plan, options: Options) -> tuple[PassResult, ...]:
     if plan.original:
         return ()

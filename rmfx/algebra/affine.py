@@ -1,10 +1,9 @@
-"""Linear maps of a CNN as values: the algebra that every pass is built on (design, "The heart").
+"""Linear maps of a CNN as values: the algebra that every pass is built on (docs/design.md).
 
-An :class:`Affine` is ``y = W * x + b`` on a tap grid, for 0 to 3 spatial dimensions, so that Linear and
-Conv1d to Conv3d are one case, and batch norm, a scale, an average pool and the identity (the paper's Dirac
-filter, its equation 1) are depthwise ones. Shapes and exactness are known at once; weights are computed
-only when the finished network is emitted, in float64, and rounded once. So planning never touches a weight,
-and no intermediate network is ever held.
+An :class:`Affine` is ``y = W * x + b`` on a tap grid, for 0 to 3 spatial dimensions, so that Linear and Conv1d to
+Conv3d are one case, and batch norm, a scale, an average pool and the identity (the paper's Dirac filter, its equation
+1) are depthwise ones. Shapes and exactness are known at once; weights are computed only when the finished network is
+emitted, in float64, and rounded once. So planning never touches a weight, and no intermediate network is ever held.
 
 Functions here either return the exact result or raise :class:`rmfx.errors.InexactError` with the broken condition.
 """
@@ -21,6 +20,7 @@ from torch import Tensor
 from rmfx.algebra import kernels
 from rmfx.algebra.exact import is_rounded, on_cpu
 from rmfx.algebra.grid import Grid, align, compose_grids, layer_grid
+from rmfx.algebra.recall import recalled
 from rmfx.errors import InexactError
 
 Weights = tuple[Tensor, Tensor | None]
@@ -50,8 +50,8 @@ class Affine:
     stored: Weights | None = None
 
     def weights(self) -> Weights:
-        """``(W, b)`` in float64."""
-        return self.compute(torch.float64)
+        """``(W, b)`` in float64, to read only: they may be kept (:mod:`rmfx.algebra.recall`)."""
+        return recalled(self, lambda: self.compute(torch.float64))
 
     @property
     def diagonal(self) -> bool:

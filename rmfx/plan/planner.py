@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from rmfx.algebra.recall import recalling
 from rmfx.graph.pipeline import run_passes
 from rmfx.graph.rewriter import sweep
 from rmfx.graph.rule import PassResult, Price, Rule
@@ -36,6 +37,7 @@ class Planner:
         self._rule: Rule[Any, Any] | None = None
         self._variants: dict[tuple[str, str], dict[str, Any]] = {}
 
+    @recalling()
     def run(self, gm: fx.GraphModule, passes: tuple[Rule[Any, Any], ...]) -> tuple[Choice, ...]:
         """Run ``passes`` over ``gm``, in place, and return what was decided.
 
