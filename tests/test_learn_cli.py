@@ -48,11 +48,10 @@ def history_of(folder: str) -> list[dict[str, object]]:
     return [{**json.loads(line), "seconds": 0} for line in lines]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_training_that_was_stopped_goes_on_bit_by_bit(command: Command, sent: signal.Signals, code: int) -> None:
-    epochs = 8
+def stop(sent: signal.Signals, after: int, *arguments: str) -> tuple[int, str]:
+    """Send a signal to a training in its own process once ``after`` epochs are told; its exit code and messages."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rmfx", "train", *ARGUMENTS, "--epochs", str(epochs), "-o", "run"],
+        [sys.executable, "-m", "rmfx", "train", *ARGUMENTS, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,18 +59,29 @@ def test_a_training_that_was_stopped_goes_on_bit_by_bit(command: Command, sent: 
     )
     metrics = Path("run/metrics.jsonl")
     deadline = time.monotonic() + 60
-    while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 2):
+    while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= after):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (code, ""), err
-    assert "Traceback" not in err
-    assert 2 <= len(history_of("run")) < epochs and not Path("run/model.safetensors").exists()
+    assert out == "" and "Traceback" not in err, err
+    return process.returncode, err
+
+
+def test_a_training_that_was_stopped_twice_goes_on_bit_by_bit(command: Command) -> None:
+    """By Ctrl-C, then by a signal that no program sees."""
+    epochs = 12
+    options = ("--epochs", str(epochs), "-o", "run")
+    code, err = stop(signal.SIGINT, 2, *options)
+    assert code == 130, err
+    done = len(history_of("run"))
+    code, err = stop(signal.SIGKILL, done + 2, *options, "--resume")
+    assert code == -signal.SIGKILL, err
+    assert done + 2 <= len(history_of("run")) < epochs and not Path("run/model.safetensors").exists()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    resumed = command("train", *ARGUMENTS, "--epochs", epochs, "-o", "run", "--resume")
+    resumed = command("train", *ARGUMENTS, *options, "--resume")
     whole = command("train", *ARGUMENTS, "--epochs", epochs, "-o", "whole")
     torch.set_num_threads(threads)
     assert resumed[0] == whole[0] == 0, resumed[2] + whole[2]
