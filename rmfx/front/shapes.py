@@ -5,11 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-_KEYS = ("shape", "dtype")
+_NORMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # and the ranks that they take
+
+
+def propagate(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+    """Fill ``meta["shape"]`` and ``meta["dtype"]`` of every tensor; raises whatever the network raises on ``inputs``.
+
+    >>> gm = fx.symbolic_trace(torch.nn.Linear(2, 3))
+    >>> propagate(gm, (torch.ones(5, 2),))
+    >>> [tuple(node.meta["shape"]) for node in gm.graph.nodes][:2]
+    [(5, 2), (3, 2)]
+    """
+    with torch.no_grad():
+        _Shapes(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
+    for node in gm.graph.nodes:
+        value = node.meta.pop("val", None)
+        if isinstance(value, Tensor):
+            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
+
+
+class _Shapes(FakeTensorProp):
+    """Calls no batch norm that keeps shape and type: torch works one out in a dozen operations on fake tensors."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if len(args) == 1 and not kwargs and _keeps(module, args[0]):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+def _keeps(module: nn.Module, x: Any) -> bool:
+    """Whether ``module`` is a norm in eval mode that surely takes ``x``."""
+    ranks = _NORMS.get(type(module))  # type: ignore[arg-type]
+    if ranks is None or module.training or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    mean = module.running_mean
+    fits = isinstance(x, Tensor) and x.dim() in ranks and x.shape[1] == module.num_features
+    return fits and isinstance(mean, Tensor) and x.dtype == mean.dtype and x.device == mean.device
 
 
 def find_shapes(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
@@ -23,20 +59,16 @@ def find_shapes(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
         Whether the network can be run on these inputs.
 
     >>> gm = fx.symbolic_trace(torch.nn.Linear(2, 3))
-    >>> find_shapes(gm, (torch.ones(5, 2),)), [tuple(node.meta["shape"]) for node in gm.graph.nodes][:2]
-    (True, [(5, 2), (3, 2)])
+    >>> find_shapes(gm, (torch.ones(5, 2),)), find_shapes(gm, (torch.ones(5, 3),))
+    (True, False)
     """
-    runs = True
     try:
-        with torch.no_grad():
-            FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
+        propagate(gm, inputs)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError):
-        runs = False  # whoever needs shapes runs the network again, and tells what went wrong
-    for node in gm.graph.nodes:
-        value = node.meta.pop("val", None)
-        if runs and isinstance(value, torch.Tensor):
-            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
-    return runs
+        for node in gm.graph.nodes:
+            node.meta.pop("val", None)
+        return False  # whoever needs shapes runs the network again, and tells what went wrong
+    return True
 
 
 def forget_dtypes(gm: fx.GraphModule) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from rmfx.algebra.pointwise import EVERYTHING, Range, image, is_pointwise
+from rmfx.front.shapes import propagate
 from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelsLast, ChannelSlice, SizeGuard
 
 # Layers whose outputs are convex combinations of inputs of the same channel.
@@ -54,12 +53,8 @@ GIVEN_RANGE = "given_range"  # node.meta: an interval that the user knows of a v
 def annotate(gm: fx.GraphModule, example_inputs: tuple[Any, ...] | None) -> None:
     """Fill ``"range"`` of every node, given inputs also ``"shape"`` and ``"dtype"``; runs nothing for real."""
     if example_inputs is not None:
-        with torch.no_grad():
-            FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
+        propagate(gm, example_inputs)
     for node in gm.graph.nodes:
-        value = node.meta.pop("val", None)
-        if isinstance(value, torch.Tensor):
-            node.meta["shape"], node.meta["dtype"] = value.shape, value.dtype
         low, high = _range(gm, node)
         given = node.meta.get(GIVEN_RANGE, EVERYTHING)
         node.meta["range"] = max(low, given[0]), min(high, given[1])
