@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -38,9 +39,17 @@ def _make_importable(package: str) -> None:
 _make_importable("benchmarks")
 
 
+def _take_a_core(worker: int) -> None:
+    """onnxruntime and compilers take a thread per core that they may run on, and idle threads of one spin."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[worker % len(cores)]})
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep parallel workers off each other's cores, and make torchvision importable everywhere."""
     if hasattr(config, "workerinput"):  # set by pytest-xdist in its workers only
+        _take_a_core(int(config.workerinput["workerid"].removeprefix("gw")))
         torch.set_num_threads(1)
     if importlib.util.find_spec("torchvision"):
         import_torchvision()

@@ -75,6 +75,7 @@ def test_weights_are_constants_to_inductor(frozen: list[fx.GraphModule]) -> None
     assert len(frozen) == 2
 
 
+@pytest.mark.slow
 def test_a_mode_of_inductor_and_the_planner(frozen: list[fx.GraphModule]) -> None:
     model, x = single("basic_chain")
     assert difference(model, torch.compile(model, backend="rmfx", mode="max-autotune-no-cudagraphs"), x) < 10
@@ -106,12 +107,12 @@ def test_frozen_weights_are_let_go_of(frozen: list[fx.GraphModule]) -> None:
     run = torch.compile(model, backend="rmfx", options=FROZEN)
     before, counts = set(PyCodeCache.modules), []
     with torch.no_grad():
-        for _ in range(5):
+        for _ in range(4):
             model[0][0].weight.mul_(1.5)
             run(x), run(x)
             gc.collect()
             counts.append(len(set(PyCodeCache.modules) - before))
-    assert len(frozen) == 5 and max(counts) <= 2
+    assert len(frozen) == 4 and max(counts) <= 2
 
 
 def test_freezing_can_be_switched_off(frozen: list[fx.GraphModule]) -> None:
@@ -165,7 +166,7 @@ def test_the_pass_on_packed_weights(frozen: list[fx.GraphModule]) -> None:
 
 
 @unpacked
-@pytest.mark.parametrize("name", ["basic_chain", "inverted_relu6", "repvgg"])
+@pytest.mark.parametrize("name", ["basic_chain", pytest.param("inverted_relu6", marks=pytest.mark.slow), "repvgg"])
 def test_the_pass_removes_sums(name: str, frozen: list[fx.GraphModule]) -> None:
     model, x = build(name)
     with torch.no_grad(), passing(model):
