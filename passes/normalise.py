@@ -6,14 +6,15 @@ With example inputs, shapes are found first: ranks are known then, and sizes are
 it does for a reason:
 
 1. in-place operations, before anything is removed: their readers are known only then;
-2. constant expressions, so that computed weights are weights for the steps below;
-3. what does nothing in eval mode, so that the steps below see through it;
-4. functions and methods that are layers, those first that need no ranks;
-5. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
+2. operations that hide a sum, written out, so that the steps below meet sums and products only;
+3. constant expressions, so that computed weights are weights for the steps below;
+4. what does nothing in eval mode, so that the steps below see through it;
+5. functions and methods that are layers, those first that need no ranks;
+6. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
    channel operations, layers that need ranks, sums, products, scalings, and activations that are written out;
-6. one call site per layer, when no step adds calls any more;
-7. dead code, unused layers and weights;
-8. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
+7. one call site per layer, when no step adds calls any more;
+8. dead code, unused layers and weights;
+9. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
    ``meta["plain_value"]`` on what is no tensor, and ``meta["rank"]`` where layers tell it.
 
 What is not known stays in the graph as it is. Every step is linear in the number of nodes.
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
+from rmfx.front.compounds import write_out_compounds
 from rmfx.front.constants import fold_constants
 from rmfx.front.install import Installer, clone_sharing
 from rmfx.front.kind_table import infer_kinds
@@ -41,6 +43,7 @@ from rmfx.graph.tree import drop_unused
 from rmfx.modules import SizeGuard
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CASTS = frozenset({"to", "type_as", "float", "double", "half", "bfloat16"})
 _COPIES = frozenset({"clone", "contiguous"})
 _VIEWS = {"view": "reshape", "view_as": "reshape_as"}
 _ASSERTS = frozenset({"_assert", "_assert_async", "_assert_scalar"})
@@ -63,6 +66,7 @@ def normalise(
     if inputs is not None:
         find_shapes(gm, inputs)
     resolve_in_place(gm)
+    write_out_compounds(gm)
     fold_constants(gm, installer)
     _respell_views(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
@@ -97,7 +101,7 @@ def _source(node: fx.Node) -> fx.Node | None:
     return first if isinstance(first, fx.Node) else None
 
 
-# -- 3. what does nothing ---------------------------------------------------------------------------------------------
+# -- 4. what does nothing ---------------------------------------------------------------------------------------------
 
 
 def _drop_no_ops(gm: fx.GraphModule, idle: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
@@ -116,13 +120,27 @@ def _is_assert(node: fx.Node) -> bool:
 def _is_no_op(gm: fx.GraphModule, node: fx.Node, idle: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
     if node.op == "call_module":
         return isinstance(gm.get_submodule(str(node.target)), idle)
-    return is_eval_dropout(node) or _is_plain_copy(gm, node)
+    return is_eval_dropout(node) or _is_plain_copy(gm, node) or _is_idle_cast(node)
 
 
 def _is_plain_copy(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node copies a value of the network: nothing writes any more, so the copy is the tensor."""
     source = _source(node)
     return op_name(node) in _COPIES and source is not None and source.op not in ("placeholder", "get_attr")
+
+
+def _is_idle_cast(node: fx.Node) -> bool:
+    """Whether the node asks for the type that its source has: eager code hands the source itself on."""
+    source, dtype = _source(node), node.meta.get("dtype")
+    if op_name(node) not in _CASTS or source is None or dtype is None or set(node.kwargs) - {"dtype"}:
+        return False
+    asked = (*node.args[1:], *node.kwargs.values())
+    no_device = all(isinstance(value, torch.dtype) or _is_dtype_of(value) for value in asked)
+    return source.meta.get("dtype") == dtype and (no_device or op_name(node) == "type_as")
+
+
+def _is_dtype_of(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.target is getattr and value.args[1] == "dtype"
 
 
 def _respell_views(gm: fx.GraphModule) -> None:
@@ -132,7 +150,7 @@ def _respell_views(gm: fx.GraphModule) -> None:
             node.target = _VIEWS[node.target]
 
 
-# -- 4. and 5. one spelling per operation ------------------------------------------------------------------------------
+# -- 5. and 6. one spelling per operation ------------------------------------------------------------------------------
 
 
 def _spell(gm: fx.GraphModule, installer: Installer) -> None:
@@ -170,7 +188,7 @@ def _constant_reader(gm: fx.GraphModule) -> Callable[[fx.Node], Tensor | None]:
     return read
 
 
-# -- 6. one call site per layer ---------------------------------------------------------------------------------------
+# -- 7. one call site per layer ---------------------------------------------------------------------------------------
 
 
 def _one_call_site_each(gm: fx.GraphModule, installer: Installer) -> None:
@@ -197,7 +215,7 @@ def _make_plain(module: nn.Module) -> None:
         module.__class__ = next(cls for cls in type(module).__mro__ if cls in _NORMS)
 
 
-# -- 7. what is left over ---------------------------------------------------------------------------------------------
+# -- 8. what is left over ---------------------------------------------------------------------------------------------
 
 
 def _drop_dead_code(gm: fx.GraphModule) -> None:

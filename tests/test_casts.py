@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from front import hostile
+from front import Lambda, hostile, operations
 from nets import cbn, conv
 from torch import Tensor, nn
 
 import rmfx
 from rmfx import VerificationError
 from rmfx.algebra.exact import UnroundedCasts
+from rmfx.front.trace import trace
 from rmfx.hostile import randomise
+from rmfx.passes.normalise import normalise
 
 
 class Casting(nn.Module):
@@ -78,3 +82,41 @@ def test_code_that_insists_on_a_dtype_is_a_difference_as_before() -> None:
         next(converted.parameters()).mul_(1 + 1e-3)
     with pytest.raises(VerificationError):
         rmfx.verify(model, converted, x)
+
+
+IDLE: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, y: x.to(y.dtype) + y,
+    lambda x, y: x.type_as(y) + y,
+    lambda x, y: x + y.to(dtype=x.dtype),
+    lambda x, y: (x.double() + y.to(torch.float64)).to(x.dtype),
+    lambda x, y: x.expand_as(y) + y,
+    lambda x, y: x + y.expand(-1, -1, -1, -1),
+]
+KEPT: list[tuple[Callable[[Tensor, Tensor], Tensor], list[str]]] = [
+    (lambda x, y: x + y.float(), ["float", "add"]),
+    (lambda x, y: x + y.to("cpu"), ["to", "add"]),
+    (lambda x, y: x + y.to(torch.float64, copy=True), ["to", "add"]),
+    (lambda x, y: x + y[:, :1].expand_as(x), ["ChannelSlice", "add"]),
+    (lambda x, y: x[:, :1].expand_as(y), ["ChannelSlice", "expand_as"]),
+]
+
+
+def block(form: Callable[[Tensor, Tensor], Tensor]) -> Lambda:
+    return Lambda(lambda m, x: torch.relu(form(x, m.conv(x))), conv=conv(6, 6)).double().eval()
+
+
+@pytest.mark.parametrize("index", range(len(IDLE)))
+def test_what_neither_casts_nor_expands_hides_no_sum(index: int) -> None:
+    model, x = block(IDLE[index]), hostile(2, 6, 9, 8)
+    gm = normalise(trace(model), inputs=(x,))
+    assert operations(gm) == ["Conv2d", "add", "ReLU"] and torch.equal(gm(x), model(x))
+    assert rmfx.report(rmfx.convert(model, x)).count("removed") == 1
+
+
+@pytest.mark.parametrize("index", range(len(KEPT)))
+def test_what_may_do_something_stays(index: int) -> None:
+    form, expected = KEPT[index]
+    model, x = block(form), hostile(2, 6, 9, 8)
+    gm = normalise(trace(model), inputs=(x,))
+    assert operations(gm) == ["Conv2d", *expected, "ReLU"] and torch.equal(gm(x), model(x))
+    assert "to" in operations(normalise(trace(block(IDLE[0]))))  # nothing is known without inputs

@@ -31,8 +31,7 @@ _MUL = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 _DIV = (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide")
 _NEG = (operator.neg, torch.neg, torch.negative, "neg", "negative")
 _POS = (operator.pos, torch.positive, "positive")
-_ADDCMUL = (torch.addcmul, "addcmul")
-_LINEAR = frozenset((*_ADDCMUL, *_ADD, *_SUB, *_RSUB, *_MUL, *_DIV, *_NEG, *_POS))
+_LINEAR = frozenset((*_ADD, *_SUB, *_RSUB, *_MUL, *_DIV, *_NEG, *_POS))
 
 Constant = int | float | Tensor
 
@@ -89,7 +88,8 @@ class Arithmetic:
         elif not terms:
             _respell(node)
         elif self._changes(terms[0]):
-            self.installer.layer(node, self._layer(terms[0]), terms[0].node)
+            term = self._with_scale(terms[0])
+            self.installer.layer(node, self._layer(term), term.node)
         else:
             node.replace_all_uses_with(terms[0].node)  # 0 + x, x * 1, +x: dead code from now on
 
@@ -98,8 +98,6 @@ class Arithmetic:
     def _terms(self, node: fx.Node) -> tuple[_Term, ...]:
         """``node`` as a sum of one or two scaled tensors; empty where it is none that keeps its type."""
         given: dict[str, Any] = dict(node.kwargs)
-        if node.target in _ADDCMUL:
-            return self._scaled_and_shifted(*node.args) if len(node.args) == 3 and not given else ()
         alpha = given.pop("alpha", 1)
         values = [*node.args, *(given.pop(name) for name in ("input", "self", "other") if name in given)]
         if given.pop("rounding_mode", None) is not None or given or not _is_number(alpha):
@@ -141,12 +139,6 @@ class Arithmetic:
             return ()
         floats = self.kinds[first].floating or self.kinds[second].floating
         return (_Term(first), _Term(second, factor)) if factor == 1 or floats else ()
-
-    def _scaled_and_shifted(self, shift: Any, first: Any, second: Any) -> tuple[_Term, ...]:
-        """``shift + first * second``, where two of them are constants."""
-        x, scale = (second, first) if self._constant(first, second) is not None else (first, second)
-        factor, offset = self._constant(scale, x), self._constant(shift, x)
-        return () if factor is None or offset is None else self._one(x, factor, offset)
 
     def _product(self, first: Any, second: Any) -> tuple[_Term, ...]:
         left, right = self._constant(first, second), self._constant(second, first)
@@ -190,6 +182,16 @@ class Arithmetic:
             return True
         whole = isinstance(term.scale, int) and isinstance(term.shift, int)
         return not whole and not self.kinds[term.node].floating  # x * 1.0 makes floats of integers
+
+    def _with_scale(self, term: _Term) -> _Term:
+        """``x * c + d`` as one term, where ``term`` is ``y + d`` and only that reads ``y = x * c``."""
+        made = self.installer.gm.get_submodule(str(term.node.target)) if term.node.op == "call_module" else None
+        if type(made) is not ChannelAffine or made.bias is not None or len(term.node.users) != 1:
+            return term
+        vectors = isinstance(term.shift, Tensor) and term.shift.shape == made.weight.shape and made.weight.dim() == 1
+        if not vectors or isinstance(term.scale, Tensor) or term.scale != 1 or term.axis != made.axis:
+            return term
+        return _Term(term.node.all_input_nodes[0], made.weight, term.shift, made.axis)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

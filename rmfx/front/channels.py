@@ -1,4 +1,4 @@
-"""One spelling for what picks, adds and joins channels, for samples in space, and for products that broadcast.
+"""One spelling for what picks, adds and joins channels, for samples in space, and for what broadcasts.
 
 ``x[:, 2:5]``, ``x.narrow(1, 2, 3)`` and the parts of ``split``, ``chunk`` and ``tensor_split`` become
 :class:`rmfx.modules.ChannelSlice`; ``F.pad`` on channels and ``cat`` with zeros become
@@ -228,7 +228,7 @@ def _cuts(key: Any, rank: int | None) -> list[tuple[int, slice]] | None:
 
 
 def drop_expansion(node: fx.Node, kinds: KindTable) -> None:
-    """Let a product of two tensors read an operand before it is expanded, where the product broadcasts it just so."""
+    """Let a sum or product of two tensors read an operand before it is expanded, where it is broadcast just so."""
     for here, there in ((0, 1), (1, 0)):
         wide, other = node.args[here], node.args[there]
         if not isinstance(wide, fx.Node) or not isinstance(other, fx.Node) or op_name(wide) not in _EXPANDING:

@@ -59,7 +59,7 @@ class Composites:
         module, inside = self._call(node)
         if inside is None or not _is_scalar(module) or module.bias is not None or module.weight.is_meta:  # type: ignore[union-attr]
             return False
-        if not math.isclose(float(module.weight), 1 / 6, rel_tol=1e-6):  # type: ignore[union-attr, arg-type]
+        if not math.isclose(_number(module.weight), 1 / 6, rel_tol=1e-6):  # type: ignore[union-attr, arg-type]
             return False
         if (source := self._raised(inside)) is not None:
             self.installer.layer(node, nn.Hardsigmoid(), source)
@@ -79,14 +79,14 @@ class Composites:
         shift, source = self._call(inside)
         if not _is_scalar(shift) or shift.bias is None or shift.weight.is_meta:  # type: ignore[union-attr]
             return None
-        return source if float(shift.weight) == 1 and float(shift.bias) == 3 else None  # type: ignore[union-attr, arg-type]
+        return source if (_number(shift.weight), _number(shift.bias)) == (1, 3) else None  # type: ignore[union-attr, arg-type]
 
     def _factor(self, node: fx.Node, x: fx.Node) -> float | None:
         """``k`` where ``node`` is ``k * x``."""
         module, source = self._call(node)
         if source is not x or not _is_scalar(module) or module.bias is not None or module.weight.is_meta:  # type: ignore[union-attr]
             return None
-        return float(module.weight)  # type: ignore[union-attr, arg-type]
+        return _number(module.weight)  # type: ignore[union-attr, arg-type]
 
     def _module(self, node: fx.Node) -> nn.Module:
         return self.gm.get_submodule(str(node.target))
@@ -102,6 +102,10 @@ _GATED: dict[type[nn.Module], type[nn.Module]] = {nn.Sigmoid: nn.SiLU, nn.Hardsi
 
 def _is_scalar(module: nn.Module | None) -> bool:
     return isinstance(module, ChannelAffine) and module.weight.dim() == 0
+
+
+def _number(scalar: torch.Tensor) -> float:
+    return float(scalar.detach())  # torch warns of numbers that have gradients
 
 
 def _reciprocal(module: nn.Module) -> torch.Tensor:

@@ -43,7 +43,7 @@ class Grouped:
         groups, width = kind.sizes[1:3] if kind.rank and kind.rank > 3 else (None, None)
         if not groups or not width or not 2 <= groups <= _MOST_GROUPS or not self._can_merge(source, groups, width):
             return False
-        terms = self._paths(source) or self._slices(node, self._merged(node, source), groups, width)
+        terms = self._slices(node, self._merged(node, source), groups, width)
         total = terms[0]
         for term in terms[1:-1]:
             total = self._new(node, operator.add, (total, term), "add")

@@ -19,6 +19,8 @@ from rmfx.front.numbers import write_number
 from rmfx.front.shuffles import spell_shuffle
 from rmfx.front.spelling import spell
 
+_PAIRS = (operator.add, operator.mul)
+
 
 class Sweep:
     """Visits the nodes of one graph in order.
@@ -49,10 +51,9 @@ class Sweep:
             self._layer(node)
             self.arithmetic.rewrite(node)
             self.kinds.read(node)
-            if node.op == "call_function" and node.target is operator.mul and self.kinds[node].tensor:
+            if node.op == "call_function" and node.target in _PAIRS and self.kinds[node].tensor:
                 drop_expansion(node, self.kinds)
-                self.composites.rewrite(node)
-            elif node.op == "call_module":
+            if node.op == "call_module" or (node.target is operator.mul and self.kinds[node].tensor):
                 self.composites.rewrite(node)
         self.kinds.read(node)
 

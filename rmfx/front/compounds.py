@@ -1,0 +1,114 @@
+"""Operations that hide a sum are written out as one, so that everything behind sees sums and products only.
+
+lerp(x, y, w)                 =>  x * (1 - w) + y * w
+addcmul(x, a, b, value=v)     =>  x + a * b * v
+addcdiv(x, a, b, value=v)     =>  x + a / b * v
+stack(xs, d).sum(d)           =>  xs[0] + xs[1] + ...
+stack(xs, d).mean(d)          =>  (xs[0] + xs[1] + ...) / len(xs)
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import fx
+
+from rmfx.front.calls import argument
+from rmfx.front.kind_table import infer_kinds
+from rmfx.front.kinds import Kinds
+from rmfx.front.opnames import op_name
+
+_MOST_TERMS = 16  # of a stack: a sum of more is better left to one operation
+
+
+def write_out_compounds(gm: fx.GraphModule) -> None:
+    """Write out the operations of ``gm`` that hide a sum, in place.
+
+    Args:
+        gm: a graph module in which nothing works in place any more.
+    """
+    kinds: Kinds | None = None
+    for node in list(gm.graph.nodes):
+        name = op_name(node)
+        if "out" in node.kwargs:
+            continue
+        if name == "lerp":
+            _write_lerp(node)
+        elif name in _PRODUCTS:
+            _write_product(node, _PRODUCTS[name])
+        elif name in _REDUCTIONS and op_name(source := argument(node, 0, "input", None)) == "stack":
+            kinds = infer_kinds(gm) if kinds is None else kinds
+            _write_reduction(node, source, name == "mean", kinds)
+
+
+_PRODUCTS: dict[str | None, Callable[..., Any]] = {"addcmul": operator.mul, "addcdiv": operator.truediv}
+_REDUCTIONS = frozenset({"sum", "mean"})
+
+
+def _write_lerp(node: fx.Node) -> None:
+    start, end, weight = (argument(node, at, name, None) for at, name in enumerate(("input", "end", "weight")))
+    rest = _new(node, operator.sub, 1, weight) if isinstance(weight, fx.Node) else 1 - weight
+    _become(node, operator.add, _new(node, operator.mul, start, rest), _new(node, operator.mul, end, weight))
+
+
+def _write_product(node: fx.Node, operation: Callable[..., Any]) -> None:
+    names = ("input", "tensor1", "tensor2")
+    base, first, second = (argument(node, at, name, None) for at, name in enumerate(names))
+    if len(node.args) > len(names):
+        return  # the form with the factor in second place, which torch has given up
+    factor = node.kwargs.get("value", 1)
+    if factor != 1:
+        constant = isinstance(second, fx.Node) and second.op == "get_attr" and operation is operator.mul
+        first, second = (first, _new(node, operator.mul, second, factor)) if constant else (first, second)
+        first = first if constant else _new(node, operator.mul, first, factor)
+    _become(node, operator.add, base, _new(node, operation, first, second))
+
+
+def _write_reduction(node: fx.Node, stack: fx.Node, averages: bool, kinds: Kinds) -> None:
+    parts, axis = argument(stack, 0, "tensors", ()), argument(stack, 1, "dim", 0)
+    axes = argument(node, 1, "dim", None)
+    axes = [axes] if type(axes) is int else axes
+    if argument(node, 2, "keepdim", False) or node.kwargs.get("dtype") is not None or "out" in stack.kwargs:
+        return
+    if not isinstance(parts, tuple | list) or not 1 < len(parts) <= _MOST_TERMS:
+        return
+    if not all(isinstance(part, fx.Node) and kinds[part].floating for part in parts):
+        return  # a sum of integers is of another type than they
+    ranks = {kinds[part].rank for part in parts} - {None}
+    if not isinstance(axes, tuple | list) or len(axes) != 1 or not _same_axis(axis, axes[0], ranks):
+        return
+    *others, last = parts
+    total = reduce(lambda left, right: _new(node, operator.add, left, right), others)
+    if averages:
+        _become(node, operator.truediv, _new(node, operator.add, total, last), len(parts))
+    else:
+        _become(node, operator.add, total, last)
+
+
+def _same_axis(first: Any, second: Any, ranks: set[int | None]) -> bool:
+    """Whether two numbers name one axis of a stack of tensors of the one rank in ``ranks``, if that is known."""
+    if first == second:
+        return True
+    rank = next(iter(ranks)) if len(ranks) == 1 else None
+    whole = type(first) is type(second) is int
+    return whole and rank is not None and first % (rank + 1) == second % (rank + 1)
+
+
+def _become(node: fx.Node, target: Callable[..., Any], *operands: Any) -> None:
+    node.op, node.target, node.args, node.kwargs = "call_function", target, operands, {}
+
+
+def _new(before: fx.Node, target: Callable[..., Any], *operands: Any) -> fx.Node:
+    """A node in front of ``before``, of which as much is known as of its operands."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, operands)
+    node.meta.update({key: before.meta[key] for key in ("place", "line") if key in before.meta})
+    sources = [operand for operand in operands if isinstance(operand, fx.Node)]
+    if all("shape" in source.meta for source in sources):
+        node.meta["shape"] = torch.broadcast_shapes(*(source.meta["shape"] for source in sources))
+        node.meta["dtype"] = before.meta["dtype"]
+    return node
