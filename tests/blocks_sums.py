@@ -83,6 +83,14 @@ SUMS: dict[str, Block] = {
         net(_resnet_d, branch=lambda: nn.Sequential(cbr(6, 4, 1), cbr(4, 4, 3, 2), cbn(4, 8, 1)),
             pool=lambda: nn.AvgPool2d(2, 2), shortcut=lambda: cbn(6, 8, 1)), shape=(2, 6, 8, 10)
     ),
+    "space to depth": Block(
+        net(lambda m, x: m.branch(x) + m.shortcut(x), shortcut=lambda: nn.PixelUnshuffle(2),
+            branch=lambda: nn.Sequential(cbr(6, 4), cbn(4, 24, 3, 2))), shape=(2, 6, 8, 10)
+    ),
+    "space to depth in the branch": Block(
+        net(lambda m, x: m.branch(x) + m.shortcut(x), shortcut=lambda: cbn(6, 8, 3, 2),
+            branch=lambda: nn.Sequential(cbr(6, 2), nn.PixelUnshuffle(2), nn.ReLU(), cbn(8, 8))), shape=(2, 6, 8, 10)
+    ),
     "sizes read inside": Block(
         net(_sizes_inside, a=lambda: cbr(6, 4, 3, 2), b=lambda: cbn(4, 4), c=lambda: cbn(6, 4, 1, 2),
             d=lambda: cbn(6, 4))

@@ -180,7 +180,7 @@ def module_range(module: nn.Module, values: Range) -> Range:
     if isinstance(module, _KEEPING_WITH_ZERO) and getattr(module, "divisor_override", None) is None:
         return min(low, 0.0), max(high, 0.0)
     if isinstance(module, ChannelAffine) and _is_plain_factor(module):
-        factor = float(module.weight)
+        factor = float(module.weight.detach())
         ends = sorted((low * factor, high * factor)) if factor else [0.0, 0.0]
         return ends[0], ends[1]
     return EVERYTHING

@@ -45,6 +45,8 @@ def dims_of(node: fx.Node) -> int | None:
     module = module_of(node)
     if isinstance(module, nn.Linear | FeatureNorm):
         return 0
+    if isinstance(module, nn.PixelUnshuffle):
+        return 2
     for family in (CONVS, NORMS, *FAMILIES):
         if type(module) in family and type(module) is not nn.BatchNorm1d:
             return family.index(type(module)) + 1

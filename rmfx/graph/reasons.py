@@ -43,9 +43,7 @@ _LAYERS: dict[type[nn.Module], str] = {
         (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
         "pads with a value that is not zero, which no convolution does",
     ),
-    **dict.fromkeys(
-        (nn.PixelShuffle, nn.PixelUnshuffle), "moves channels into positions or back, which no convolution does"
-    ),
+    nn.PixelShuffle: "moves channels into positions, which no convolution does",
 }
 ATTENTION = ("matmul", "bmm", "einsum", "baddbmm", "scaled_dot_product_attention", "mm")
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

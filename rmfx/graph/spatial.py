@@ -1,4 +1,4 @@
-"""Reads the linear maps of layers that move values in space: average pools, pads, pools of one position.
+"""Reads the linear maps of layers that move values in space: average pools, pads, pools of one position, unshuffles.
 
 A pool to a given size, and one that may hang over the border, are fixed maps at some input sizes only:
 :func:`size_dependent` tells which, and whoever rewrites one keeps the network at the sizes it was converted for.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from rmfx.algebra.affine import Affine, average_pool
+from rmfx.algebra.affine import Affine, average_pool, from_tensors
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.errors import InexactError
 from rmfx.graph.facts import module_of, shape_of
@@ -32,7 +33,7 @@ _MODES = {layer: mode for mode, family in PADS.items() for layer in family}
 def is_spatial(node: fx.Node) -> bool:
     """Whether the node calls one of these layers, and it may be a linear map here."""
     module: Any = module_of(node)
-    if type(module) in AVERAGES or type(module) in _MODES:
+    if type(module) in AVERAGES or type(module) in _MODES or type(module) is nn.PixelUnshuffle:
         return True
     if type(module) in MAXIMA:
         return not module.return_indices and all(k == 1 for k in _tuple(module.kernel_size, 1))
@@ -48,7 +49,7 @@ def size_dependent(node: fx.Node) -> bool:
 
 
 def spatial_grid(node: fx.Node, dims: int) -> tuple[Grid, int]:
-    """The taps of the node's map, all of one weight, and the number that their sum is divided by.
+    """The taps of the node's map and, where they are of one weight, the number that their sum is divided by.
 
     Raises:
         InexactError: where the layer is not a fixed linear map, saying why.
@@ -58,6 +59,9 @@ def spatial_grid(node: fx.Node, dims: int) -> tuple[Grid, int]:
         return _pad_grid(module.padding, _MODES[type(module)]), 1
     if type(module) in MAXIMA:
         return Grid.sampling(_tuple(module.stride, dims)), 1
+    if type(module) is nn.PixelUnshuffle:
+        window = _tuple(module.downscale_factor, dims)
+        return Grid.of(window, window), 1
     if type(module) in ADAPTIVE:
         window = _window(node, module)
         if window is None:
@@ -75,7 +79,11 @@ def spatial_grid(node: fx.Node, dims: int) -> tuple[Grid, int]:
 
 def spatial_map(node: fx.Node, dims: int, channels: int) -> Affine:
     """The linear map of the node on ``channels`` channels; raises as :func:`spatial_grid` does."""
-    return average_pool(channels, *spatial_grid(node, dims))
+    grid, divisor = spatial_grid(node, dims)
+    if type(module_of(node)) is nn.PixelUnshuffle:  # each output channel reads one tap of one input channel
+        taps = torch.eye(grid.taps, dtype=torch.float64).reshape(-1, 1, *grid.kernel)
+        return from_tensors(taps.repeat(channels, 1, 1, 1), None, grid, groups=channels)
+    return average_pool(channels, grid, divisor)
 
 
 def _pad_grid(padding: int | tuple[int, ...], mode: str) -> Grid:
