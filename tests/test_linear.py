@@ -187,7 +187,8 @@ def test_what_a_layer_is() -> None:
         nn.AvgPool2d(2): (True, False, 2), ChannelAffine(torch.ones(4)): (True, False, None),
         nn.ReLU(): (False, False, None), nn.ConvTranspose2d(4, 4, 1): (False, False, None),
         nn.MaxPool2d(2): (False, False, 2), nn.MaxPool2d(1, 2): (True, False, 2), nn.ZeroPad2d(1): (True, False, 2),
-        nn.ChannelShuffle(2): (True, False, None), nn.GroupNorm(2, 4): (False, False, None),
+        nn.ChannelShuffle(2): (True, False, None), nn.PixelUnshuffle(2): (True, False, 2),
+        nn.GroupNorm(2, 4): (False, False, None),
     }  # fmt: skip
     for module, kind in kinds.items():
         node = node_of(module, None)
@@ -407,6 +408,15 @@ def test_pools_to_a_given_size(wanted: int) -> None:
 def test_the_pool_to_one_position_is_no_convolution() -> None:
     assert not is_linear(node_of(nn.AdaptiveAvgPool2d(1), signal(0, 3, 4, 4)))
     assert is_linear(node_of(nn.AdaptiveAvgPool2d(1), signal(0, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_pixel_unshuffle_is_a_strided_convolution(factor: int) -> None:
+    module, x = nn.PixelUnshuffle(factor), signal(0, 3, 12, 6)
+    assert_reads(module, x, 2)
+    node = node_of(module, x)
+    assert affine_of(node, 2).groups == 3 and not size_dependent(node)
+    assert "unknown" in refusal(module, None, 2)
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def _write_product(node: fx.Node, operation: Callable[..., Any]) -> None:
     if len(node.args) > len(names):
         return  # the form with the factor in second place, which torch has given up
     factor = node.kwargs.get("value", 1)
+    if operation is operator.mul and isinstance(second, fx.Node) and second.op == "get_attr":
+        first, second = second, first  # the factor goes to a constant, where there is one
     if factor != 1:
-        constant = isinstance(second, fx.Node) and second.op == "get_attr" and operation is operator.mul
-        first, second = (first, _new(node, operator.mul, second, factor)) if constant else (first, second)
-        first = first if constant else _new(node, operator.mul, first, factor)
+        first = _new(node, operator.mul, first, factor)
     _become(node, operator.add, base, _new(node, operation, first, second))
 
 
