@@ -12,6 +12,7 @@ import torch
 from benchmarks.common import RESULTS
 from benchmarks.paper.networks import FULL_WIDTH
 
+QUICK_WIDTH = 16
 QUICK_FOLDER = RESULTS.parents[1] / "build" / "paper"
 
 
@@ -22,8 +23,8 @@ class Setting:
     Attributes:
         data: name of the dataset that networks are trained on (:func:`rmfx.learn.open_data`).
         root: folder of its files, for CIFAR.
-        quick: seconds instead of hours: one epoch, small batches, small images. Shows that the script runs; its
-            numbers mean little, and go to ``build/paper`` unless another folder is named.
+        quick: seconds instead of hours: one epoch of narrow networks, small batches, small images. Shows that the
+            script runs; its numbers mean little, and go to ``build/paper`` unless another folder is named.
         device: ``"cuda"`` or ``"cpu"``.
         dtype: of the networks that are timed.
         epochs: of every training, instead of the script's own number.
@@ -70,7 +71,7 @@ def setting(
     parser.add_argument("--epochs", type=int, help="of every training (default: the script's own)")
     parser.add_argument("--batch", type=int, default=128, help="of every training (default: 128)")
     parser.add_argument("--images", type=int, help="train on the first so many images (default: all)")
-    parser.add_argument("--width", type=int, default=FULL_WIDTH, help="first stage of trained networks (default: 64)")
+    parser.add_argument("--width", type=int, help="first stage of trained networks (default: 64; quick: 16)")
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision (default: on CUDA)")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each network (default: 1)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
@@ -89,7 +90,7 @@ def setting(
         epochs=given.epochs,
         batch=given.batch,
         images=given.images,
-        width=given.width,
+        width=given.width or (QUICK_WIDTH if given.quick else FULL_WIDTH),
         bf16=given.bf16 or given.device == "cuda",
         seeds=given.seeds,
         jobs=given.jobs,
