@@ -60,8 +60,8 @@ def spatial_grid(node: fx.Node, dims: int) -> tuple[Grid, int]:
     if type(module) in MAXIMA:
         return Grid.sampling(_tuple(module.stride, dims)), 1
     if type(module) is nn.PixelUnshuffle:
-        window = _tuple(module.downscale_factor, dims)
-        return Grid.of(window, window), 1
+        side = _tuple(module.downscale_factor, dims)
+        return Grid.of(side, side), 1
     if type(module) in ADAPTIVE:
         window = _window(node, module)
         if window is None:
