@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 test: lint types smoke unit
 
-# Compiling every file of torch and its like takes a minute of one core; Python compiles what it imports.
+# Not every file of torch and its like is compiled: Python compiles what it imports.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rmfx needs Python 3.11 or later; choose one with: make PYTHON=python3.11 ..." >&2; exit 1; }
