@@ -66,7 +66,7 @@ def normalise(
     if inputs is not None:
         find_shapes(gm, inputs)
     resolve_in_place(gm)
-    write_out_compounds(gm)
+    write_out_compounds(installer)
     fold_constants(gm, installer)
     _respell_views(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)

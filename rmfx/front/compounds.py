@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-import torch
 from torch import fx
 
 from rmfx.front.calls import argument
+from rmfx.front.install import Installer
 from rmfx.front.kind_table import infer_kinds
 from rmfx.front.kinds import Kinds
 from rmfx.front.opnames import op_name
@@ -25,37 +25,39 @@ from rmfx.front.opnames import op_name
 _MOST_TERMS = 16  # of a stack: a sum of more is better left to one operation
 
 
-def write_out_compounds(gm: fx.GraphModule) -> None:
-    """Write out the operations of ``gm`` that hide a sum, in place.
+def write_out_compounds(installer: Installer) -> None:
+    """Write out the operations that hide a sum, in place.
 
     Args:
-        gm: a graph module in which nothing works in place any more.
+        installer: of a graph module in which nothing works in place any more.
     """
+    gm = installer.gm
     kinds: Kinds | None = None
     for node in list(gm.graph.nodes):
         name = op_name(node)
         if "out" in node.kwargs:
             continue
         if name == "lerp":
-            _write_lerp(node)
+            _write_lerp(installer, node)
         elif name in _PRODUCTS:
-            _write_product(node, _PRODUCTS[name])
+            _write_product(installer, node, _PRODUCTS[name])
         elif name in _REDUCTIONS and op_name(source := argument(node, 0, "input", None)) == "stack":
             kinds = infer_kinds(gm) if kinds is None else kinds
-            _write_reduction(node, source, name == "mean", kinds)
+            _write_reduction(installer, node, source, name == "mean", kinds)
 
 
 _PRODUCTS: dict[str | None, Callable[..., Any]] = {"addcmul": operator.mul, "addcdiv": operator.truediv}
 _REDUCTIONS = frozenset({"sum", "mean"})
 
 
-def _write_lerp(node: fx.Node) -> None:
+def _write_lerp(installer: Installer, node: fx.Node) -> None:
     start, end, weight = (argument(node, at, name, None) for at, name in enumerate(("input", "end", "weight")))
-    rest = _new(node, operator.sub, 1, weight) if isinstance(weight, fx.Node) else 1 - weight
-    _become(node, operator.add, _new(node, operator.mul, start, rest), _new(node, operator.mul, end, weight))
+    rest = installer.call_before(node, operator.sub, 1, weight) if isinstance(weight, fx.Node) else 1 - weight
+    terms = [installer.call_before(node, operator.mul, *pair) for pair in ((start, rest), (end, weight))]
+    _become(node, operator.add, *terms)
 
 
-def _write_product(node: fx.Node, operation: Callable[..., Any]) -> None:
+def _write_product(installer: Installer, node: fx.Node, operation: Callable[..., Any]) -> None:
     names = ("input", "tensor1", "tensor2")
     base, first, second = (argument(node, at, name, None) for at, name in enumerate(names))
     if len(node.args) > len(names):
@@ -64,11 +66,11 @@ def _write_product(node: fx.Node, operation: Callable[..., Any]) -> None:
     if operation is operator.mul and isinstance(second, fx.Node) and second.op == "get_attr":
         first, second = second, first  # the factor goes to a constant, where there is one
     if factor != 1:
-        first = _new(node, operator.mul, first, factor)
-    _become(node, operator.add, base, _new(node, operation, first, second))
+        first = installer.call_before(node, operator.mul, first, factor)
+    _become(node, operator.add, base, installer.call_before(node, operation, first, second))
 
 
-def _write_reduction(node: fx.Node, stack: fx.Node, averages: bool, kinds: Kinds) -> None:
+def _write_reduction(installer: Installer, node: fx.Node, stack: fx.Node, averages: bool, kinds: Kinds) -> None:
     parts, axis = argument(stack, 0, "tensors", ()), argument(stack, 1, "dim", 0)
     axes = argument(node, 1, "dim", None)
     axes = [axes] if type(axes) is int else axes
@@ -82,9 +84,9 @@ def _write_reduction(node: fx.Node, stack: fx.Node, averages: bool, kinds: Kinds
     if not isinstance(axes, tuple | list) or len(axes) != 1 or not _same_axis(axis, axes[0], ranks):
         return
     *others, last = parts
-    total = reduce(lambda left, right: _new(node, operator.add, left, right), others)
+    total = reduce(lambda left, right: installer.call_before(node, operator.add, left, right), others)
     if averages:
-        _become(node, operator.truediv, _new(node, operator.add, total, last), len(parts))
+        _become(node, operator.truediv, installer.call_before(node, operator.add, total, last), len(parts))
     else:
         _become(node, operator.add, total, last)
 
@@ -100,15 +102,3 @@ def _same_axis(first: Any, second: Any, ranks: set[int | None]) -> bool:
 
 def _become(node: fx.Node, target: Callable[..., Any], *operands: Any) -> None:
     node.op, node.target, node.args, node.kwargs = "call_function", target, operands, {}
-
-
-def _new(before: fx.Node, target: Callable[..., Any], *operands: Any) -> fx.Node:
-    """A node in front of ``before``, of which as much is known as of its operands."""
-    with before.graph.inserting_before(before):
-        node = before.graph.call_function(target, operands)
-    node.meta.update({key: before.meta[key] for key in ("place", "line") if key in before.meta})
-    sources = [operand for operand in operands if isinstance(operand, fx.Node)]
-    if all("shape" in source.meta for source in sources):
-        node.meta["shape"] = torch.broadcast_shapes(*(source.meta["shape"] for source in sources))
-        node.meta["dtype"] = before.meta["dtype"]
-    return node

@@ -7,6 +7,8 @@ x.reshape(b, r, c, h, w).sum(1)                     =>  x[:, :c] + x[:, c:2c] + 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -46,7 +48,7 @@ class Grouped:
         terms = self._slices(node, self._merged(node, source), groups, width)
         total = terms[0]
         for term in terms[1:-1]:
-            total = self._new(node, operator.add, (total, term), "add")
+            total = self._call(node, operator.add, total, term)
         node.op, node.target, node.args, node.kwargs = "call_function", operator.add, (total, terms[-1]), {}
         return True
 
@@ -86,51 +88,20 @@ class Grouped:
         """A node whose channels are those of all groups of ``node``."""
         if self._is_product(node):
             first, second = (self._merged(before, arg) for arg in node.args if isinstance(arg, fx.Node))
-            return self._new(before, operator.mul, (first, second), "mul")
+            return self._call(before, operator.mul, first, second)
         if self._is_split(node):
             return node.all_input_nodes[0]
         if paths := self._paths(node):
-            return self._new(before, torch.cat, (tuple(paths), 1), "cat")
-        flat = self.installer.layer_before(before, nn.Flatten(1, 2), node, "flat")
-        self._resized(flat, (node,), None)
-        return flat
+            return self._call(before, torch.cat, tuple(paths), 1)
+        return self._known(self.installer.layer_before(before, nn.Flatten(1, 2), node, "flat"))
 
     def _slices(self, before: fx.Node, whole: fx.Node, groups: int, width: int) -> list[fx.Node]:
-        found = []
-        for index in range(groups):
-            part = self.installer.layer_before(before, ChannelSlice(index * width, width), whole, "part")
-            self._resized(part, (whole,), width)
-            found.append(part)
-        return found
+        slices = [ChannelSlice(index * width, width) for index in range(groups)]
+        return [self._known(self.installer.layer_before(before, part, whole, "part")) for part in slices]
 
-    def _new(self, before: fx.Node, target: object, args: tuple[object, ...], word: str) -> fx.Node:
-        with self.installer.gm.graph.inserting_before(before):
-            new = self.installer.gm.graph.create_node(
-                "call_function",
-                target,  # type: ignore[arg-type]
-                args,  # type: ignore[arg-type]
-                name=f"{before.name}_{word}",
-            )
-        new.meta.update(place=before.meta["place"], line=before.meta.get("line"))
-        self._resized(new, tuple(new.all_input_nodes), None)
-        return new
+    def _call(self, before: fx.Node, function: Callable[..., Any], *operands: Any) -> fx.Node:
+        return self._known(self.installer.call_before(before, function, *operands))
 
-    def _resized(self, new: fx.Node, sources: tuple[fx.Node, ...], width: int | None) -> None:
-        """Tell shape and kind of a node that was made."""
-        shapes = [source.meta["shape"] for source in sources if "shape" in source.meta]
-        new.meta.pop("shape", None)
-        if len(shapes) == len(sources) and "dtype" in sources[0].meta:
-            new.meta["shape"] = _shape_of(new, shapes, width)
-            new.meta["dtype"] = sources[0].meta["dtype"]
+    def _known(self, new: fx.Node) -> fx.Node:
         self.kinds.read(new)
-
-
-def _shape_of(new: fx.Node, shapes: list[torch.Size], width: int | None) -> torch.Size:
-    first = shapes[0]
-    if width is not None:
-        return torch.Size([first[0], width, *first[2:]])
-    if new.target is torch.cat:
-        return torch.Size([first[0], sum(shape[1] for shape in shapes), *first[2:]])
-    if new.op == "call_module":
-        return torch.Size([first[0], first[1] * first[2], *first[3:]])
-    return torch.broadcast_shapes(*shapes)
+        return new

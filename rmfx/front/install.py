@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
+
+from rmfx.front.shapes import infer_shape
 
 
 class Installer:
@@ -25,12 +30,19 @@ class Installer:
         node.args, node.kwargs = (source,), {}
 
     def layer_before(self, node: fx.Node, module: nn.Module, source: fx.Node, word: str = "scale") -> fx.Node:
-        """A new node, in front of ``node``, that calls ``module``, which keeps all sizes, on ``source``."""
+        """A new node, in front of ``node`` and named after it, that calls ``module`` on ``source``."""
+        target = self._add(node.meta["place"], f"{node.name}_{word}", module)
+        return self._before(node, "call_module", target, (source,), word)
+
+    def call_before(self, node: fx.Node, function: Callable[..., Any], *operands: Any) -> fx.Node:
+        """A new node, in front of ``node`` and named after it, that calls ``function`` on ``operands``."""
+        return self._before(node, "call_function", function, operands, function.__name__)
+
+    def _before(self, node: fx.Node, op: str, target: Any, args: tuple[Any, ...], word: str) -> fx.Node:
         with self.gm.graph.inserting_before(node):
-            new = self.gm.graph.create_node("call_module", "pending", (source,), name=f"{node.name}_{word}")
+            new = self.gm.graph.create_node(op, target, args, name=f"{node.name}_{word}")
         new.meta.update(place=node.meta["place"], line=node.meta.get("line"))
-        new.meta.update({key: source.meta[key] for key in ("shape", "dtype") if key in source.meta})
-        new.target = self._add(new.meta["place"], new.name, module)
+        infer_shape(self.gm, new)
         return new
 
     def constant(self, node: fx.Node, value: Tensor) -> None:

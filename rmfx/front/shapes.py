@@ -71,6 +71,33 @@ def find_shapes(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> bool:
     return True
 
 
+def infer_shape(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Fill ``meta["shape"]`` and ``meta["dtype"]`` of a new node, where those of its operands are known.
+
+    >>> gm = fx.symbolic_trace(torch.nn.Sequential(torch.nn.Flatten()))
+    >>> propagate(gm, (torch.ones(2, 3, 4),))
+    >>> x, flat, _ = gm.graph.nodes
+    >>> del flat.meta["shape"]
+    >>> infer_shape(gm, flat)
+    >>> flat.meta["shape"]
+    torch.Size([2, 12])
+    """
+    if not all({"shape", "dtype"} <= source.meta.keys() for source in node.all_input_nodes):
+        return
+    args = fx.map_arg(node.args, lambda source: _on_meta(source.meta["shape"], source.meta["dtype"]))
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        weights = {name: _on_meta(value.shape, value.dtype) for name, value in module.state_dict().items()}
+        result = torch.func.functional_call(module, weights, args)
+    else:
+        result = node.target(*args)  # type: ignore[operator]
+    node.meta["shape"], node.meta["dtype"] = result.shape, result.dtype
+
+
+def _on_meta(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def forget_dtypes(gm: fx.GraphModule) -> None:
     """Drop what only the normalisation needs."""
     for node in gm.graph.nodes:
