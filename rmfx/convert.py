@@ -53,7 +53,8 @@ def convert(
             left untouched. Code that ``torch.fx.symbolic_trace`` cannot follow goes through ``torch.export``, which
             needs example inputs.
         example_inputs: a tensor or a tuple of positional inputs. Optional: they let sizes be proven, costs be counted
-            and the result be verified, all at their shapes. Values do not matter. An ``ExportedProgram`` has its own.
+            and the result be verified, all at their shapes. Values do not matter, but with ``value_ranges``. An
+            ``ExportedProgram`` has its own.
         example_kwargs: keyword inputs, by name.
         policy: ``"all"`` removes every residual connection that can be removed exactly; ``"auto"`` does at each place
             only what is faster on ``target``, and nothing at all where that is fastest (:func:`rmfx.make_plan`); a
@@ -231,9 +232,19 @@ def make_plan(
 
 
 def apply_plan(
-    plan: Plan, model: nn.Module | ExportedProgram, example_inputs: Any, *, verify: bool | None = None
+    plan: Plan,
+    model: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    value_ranges: Mapping[str, Any] | None = None,
+    verify: bool | None = None,
 ) -> fx.GraphModule:
     """The network that ``plan`` makes of ``model``: the one it was made for, or another checkpoint of its architecture.
+
+    Args:
+        plan: from :func:`make_plan`.
+        model, example_inputs, verify: as for :func:`convert`.
+        value_ranges: as for :func:`convert`; another checkpoint has its own, so a plan holds none.
 
     Raises:
         PlanError: when the plan does not fit; names the place and the condition that is broken there.
@@ -245,4 +256,5 @@ def apply_plan(
     >>> type(apply_plan(plan, resnet20().eval(), x)).__name__
     'ResNet'
     """
-    return rewrite(model, example_inputs, {}, Options(plan, target=plan.target), verify)
+    options = Options(plan, value_ranges=dict(value_ranges or {}), target=plan.target)
+    return rewrite(model, example_inputs, {}, options, verify)

@@ -72,7 +72,8 @@ def lower(
         return finished(prepared, report, verify)
     lowered = finished(prepared, report, False)
     if verify or (verify is None and prepared.args is not None):
-        verify_models(_unrounded(prepared.original), _unrounded(lowered), prepared.args, quick=True)
+        networks = (_unrounded(prepared.original), _unrounded(lowered))
+        verify_models(*networks, prepared.args, value_ranges=prepared.value_ranges, quick=True)
     return lowered
 
 

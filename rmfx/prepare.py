@@ -32,6 +32,7 @@ class Prepared:
         before: what stood there.
         tensors: every tensor of the normal form (:func:`rmfx.graph.emit.storage_table`).
         entered: how it came in.
+        value_ranges: what the user knows of values.
     """
 
     original: nn.Module
@@ -41,6 +42,7 @@ class Prepared:
     before: account.Before
     tensors: dict[str, torch.Tensor]
     entered: Entered
+    value_ranges: Mapping[str, Any]
 
 
 def prepare(
@@ -81,9 +83,10 @@ def prepare(
     if any(tensor.is_meta for tensor in original.parameters()):
         args, kwargs = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs))
     entered, gm, inputs = _normal(original, entered, args, kwargs, keep_bn, computes)
-    give_ranges(gm, value_ranges or {})
+    ranges = value_ranges or {}
+    give_ranges(gm, ranges)
     _annotate(gm, inputs)
-    return Prepared(original, gm, args, kwargs, account.before(original, gm), storage_table(gm), entered)
+    return Prepared(original, gm, args, kwargs, account.before(original, gm), storage_table(gm), entered, ranges)
 
 
 def _normal(

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from rmfx.errors import RmfxError
-from rmfx.front.trace import trace
 from rmfx.graph.bounds import value_name
-from rmfx.passes.normalise import normalise
+from rmfx.inputs import as_tuple
+from rmfx.prepare import prepare
 
 
 def bounds_from_data(
@@ -35,6 +35,7 @@ def bounds_from_data(
 
     Raises:
         RmfxError: when ``batches`` is empty, or a value is not finite.
+        UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.Hardtanh()).eval()
     >>> bounds_from_data(model, [torch.tensor([[-2.0, 4.0]])], margin=0.5)["_0"]
@@ -42,14 +43,15 @@ def bounds_from_data(
     """
     if not margin >= 0:
         raise RmfxError(f"margin must not be negative, got {margin!r}")
-    recorder = _Recorder(normalise(trace(copy.deepcopy(model).double())))
-    seen = 0
+    exact = copy.deepcopy(model).double()
+    recorder: _Recorder | None = None
     with torch.no_grad():
         for batch in batches:
-            inputs = batch if isinstance(batch, (tuple, list)) else (batch,)
-            recorder.run(*pytree.tree_map_only(Tensor, _in_float64, tuple(inputs)))
-            seen += 1
-    if not seen:
+            inputs = pytree.tree_map_only(Tensor, _in_float64, as_tuple(batch))
+            if recorder is None:
+                recorder = _Recorder(prepare(exact, inputs, {}).gm)
+            recorder.run(*inputs)
+    if recorder is None:
         raise RmfxError("bounds_from_data needs at least one batch")
     for name, ends in recorder.ranges.items():
         if not all(map(math.isfinite, ends)):

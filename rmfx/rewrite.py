@@ -81,7 +81,12 @@ def finished(prepared: Prepared, report: Report, verify: bool | None, plan: Plan
         if prepared.args is None:
             raise RmfxError("verify=True needs example_inputs")
         emit(gm, prepared.tensors, torch.float64)  # rounded to the model's dtype, weights would hide a small mistake
-        verify_models(prepared.original, gm, prepared.args, example_kwargs=prepared.kwargs, quick=True)
+        verify_models(
+            *(prepared.original, gm, prepared.args),
+            example_kwargs=prepared.kwargs,
+            value_ranges=prepared.value_ranges,
+            quick=True,
+        )
     emit(gm, prepared.tensors)
     if plan is not None and plan.channels_last:
         lay_weights(gm)

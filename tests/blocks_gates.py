@@ -52,6 +52,11 @@ def _full_gate(m: Any, x: Tensor) -> Tensor:
     return x + m.b(y) * torch.sigmoid(m.c(y))
 
 
+def _masked(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return x + m.b(y * (y > 0.3)) * (m.pool(x) > 0)
+
+
 def _region_gate(m: Any, x: Tensor) -> Tensor:
     y, g = m.a(x).relu(), m.b(x).sigmoid()
     return x + m.c(y * g) + g
@@ -148,6 +153,9 @@ GATES: dict[str, Block] = {
     ),
     "spatial": Block(net(_spatial_gate, a=lambda: cbn(6, 6), mask=lambda: conv(6, 1, 7))),
     "full": Block(net(_full_gate, a=lambda: cbn(6, 4), b=lambda: cbn(4, 6), c=lambda: cbn(4, 6, 1))),
+    "masks": Block(
+        net(_masked, a=lambda: cbn(6, 4), b=lambda: cbn(4, 6), pool=lambda: nn.AdaptiveAvgPool2d(1))
+    ),
     "a tensor of the region": Block(
         net(_region_gate, a=lambda: cbn(6, 6), b=lambda: cbn(6, 6, 1), c=lambda: cbn(6, 6, 1)), 2
     ),

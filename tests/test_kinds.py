@@ -25,6 +25,7 @@ FIXED: list[tuple[Callable[[Tensor], Any], tuple[int | None, ...]]] = [
     (lambda y: y, (ANY, 6, ANY, ANY)),
     (lambda y: y.relu() + 1, (ANY, 6, ANY, ANY)),
     (lambda y: y * y.mean((2, 3), keepdim=True), (ANY, 6, ANY, ANY)),
+    (lambda y: y > y.mean((2, 3), keepdim=True), (ANY, 6, ANY, ANY)),
     (lambda y: y.mean((2, 3), keepdim=True), (ANY, 6, 1, 1)),
     (lambda y: y.mean(dim=(-1, -2)), (ANY, 6)),
     (lambda y: y.sum(1), (ANY, ANY, ANY)),

@@ -182,6 +182,25 @@ def test_an_activation_behind_a_sum_writes_in_place() -> None:
     assert all(getattr(activation, "inplace", False) for activation in activations)
 
 
+def test_a_plan_is_followed_with_what_is_known_of_values() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return image + self.second(self.first(image).relu())
+
+    model, x = Block().double().eval(), 2 * torch.rand(2, 4, 9, 7, dtype=torch.float64) - 1
+    add = rmfx.explain(model, x).entries[0].node
+    plan = Plan(Target(), choices=(Choice("remove_residual", add, "", True, {"carrier": "shift"}),))
+    with pytest.raises(PlanError, match="pass value_ranges"):
+        rmfx.apply_plan(plan, model, x)
+    plain = rmfx.apply_plan(plan, model, x, value_ranges={"image": (-1.0, 1.0)})
+    assert rmfx.report(plain).entries[0].carrier == "shift"
+    torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+
+
 def test_plans_take_concats(tmp_path: Path) -> None:
     class Dense(nn.Module):
         def __init__(self) -> None:

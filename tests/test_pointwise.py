@@ -183,7 +183,7 @@ Maker = Callable[[int, int], nn.Module | None]
 UNIFORM_ONLY = (nn.Sigmoid,)  # does not keep 0 at 0: as it is, on all channels, dead ones too
 MAKERS: dict[str, Maker] = {
     "identity": lambda width, axis: None, "ReLU": lambda width, axis: nn.ReLU(),
-    "ReLU6": lambda width, axis: nn.ReLU6(), "Hardtanh": lambda width, axis: nn.Hardtanh(-2.0, 1.5),
+    "ReLU6": lambda width, axis: nn.ReLU6(), "Hardtanh": lambda width, axis: nn.Hardtanh(-2.1, 1.3),
     "LeakyReLU": lambda width, axis: nn.LeakyReLU(0.3), "PReLU": lambda width, axis: prelu(0.25),
     "PReLUs": lambda width, axis: prelu(*(0.1 * i - 0.5 for i in range(width))),
     "clamp": lambda width, axis: clamp([-1.0 - i for i in range(width)], [2.0 + i for i in range(width)], axis),

@@ -262,7 +262,7 @@ def _bounds(module: nn.Module | None) -> tuple[Tensor, Tensor] | None:
         return module.low.cpu(), module.high.cpu()
     if type(module) in (nn.ReLU, nn.ReLU6, nn.Hardtanh):
         low, high = identity_range(module) or EVERYTHING
-        return torch.tensor(low), torch.tensor(high)
+        return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.exact import UnroundedCasts
 from rmfx.check.compare import Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
+from rmfx.check.promised import keeping_promises
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
 from rmfx.front.doors import enter
 from rmfx.inputs import as_tuple, bind
@@ -63,6 +64,7 @@ def verify(
     example_inputs: Any = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    value_ranges: Mapping[str, Any] | None = None,
     seed: int = 0,
     quick: bool = False,
     probe: bool = False,
@@ -72,6 +74,8 @@ def verify(
     Args:
         original, converted: modules; both are copied, neither is changed.
         example_inputs, example_kwargs: as in :func:`rmfx.convert`; shapes matter, values do not.
+        value_ranges: what the conversion was told of values (:func:`rmfx.convert`): inputs are drawn such that it
+            holds. Where it does not hold for inner values then, the example inputs themselves are compared on.
         seed: of the random inputs.
         quick: one float64 comparison at the example's shape only.
         probe: also scale one carried tap of every removed connection by ``1 + 1e-6`` and see that the comparison
@@ -80,6 +84,7 @@ def verify(
     Raises:
         VerificationError: when outputs differ beyond rounding; names the first surviving layer that does.
         UnsupportedModelError: when the original cannot run on such inputs at all.
+        RmfxError: when ``value_ranges`` do not hold on the example inputs either.
 
     >>> net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).eval()
     >>> verify(net, net, torch.zeros(1, 2, 8, 8)).difference
@@ -92,6 +97,8 @@ def verify(
             raise RmfxError(f"verify compares two torch.nn.Module, not a {type(model).__name__}")
     unrounded = all(t.dtype == torch.float64 for t in converted.parameters() if t.is_floating_point())
     exact, other = in_dtype(original, torch.float64), in_dtype(converted, torch.float64)
+    if value_ranges:
+        tried = keeping_promises(exact, tried, (args, dict(example_kwargs or {})), value_ranges)
     worst, tolerance, compared = 0.0, TOLERANCE, []
     for index, inputs in enumerate(tried):
         try:

@@ -16,9 +16,9 @@ from rmfx.front.opnames import op_name
 
 _NUMBER = Kind(tensor=False)
 _BINARY_NAMES = """
-    add sub subtract rsub mul multiply div divide truediv true_divide maximum minimum pow eq ne lt le gt ge where
-    addcmul lerp
+    add sub subtract rsub mul multiply div divide truediv true_divide maximum minimum pow where addcmul lerp
 """
+_COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
 _BINARY = frozenset(_BINARY_NAMES.split())
 _COUNTING = ("_operator", "math", "builtins")
 
@@ -33,6 +33,8 @@ def function_kind(node: fx.Node, kinds: Kinds, tensor: bool) -> Kind:
         return ANY
     if name in KEEPING:
         return replace(read[0], value=None)
+    if name in _COMPARISONS:
+        return replace(broadcast(read), floating=False)
     if name in _BINARY:
         made = broadcast(read)
         return replace(made, floating=made.floating or any(isinstance(arg, float) for arg in node.args))

@@ -55,7 +55,7 @@ def give_ranges(gm: fx.GraphModule, value_ranges: Mapping[str, tuple[float, floa
     for name, (low, high) in value_ranges.items():
         if name not in named:
             raise RmfxError(f"value_ranges names {name!r}, which is no input and no node of the network")
-        bounds = Bounds.of((torch.as_tensor(low).double(), torch.as_tensor(high).double()))
+        bounds = Bounds.of((torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)))
         if not bool((bounds.low <= bounds.high).all()):
             raise RmfxError(f"value_ranges gives {name!r} an interval whose low end is not below its high end")
         for node in named[name]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.affine import Affine, Weights, rounded
 from rmfx.algebra.grid import Grid
-from rmfx.graph.facts import module_of, shape_of
+from rmfx.graph.facts import dtype_of, module_of, shape_of
 from rmfx.graph.gates import GatePath
 from rmfx.layout.problem import NewGate
 
@@ -114,6 +114,11 @@ def _spread(path: GatePath, new: NewGate, stack: fx.Node, dims: int, before: fx.
     carried = argument_of_one(activation)
     if path.factor not in path.side:  # a tensor of the region itself
         factor = editor.linear(new.reads[0], stack, before, editor.fresh(place, "pick"))
+    if (dtype := dtype_of(path.factor)) is not None and not dtype.is_floating_point:  # a mask
+        with editor.gm.graph.inserting_before(before):
+            mask = factor
+            factor = editor.gm.graph.call_method("type_as", (mask, stack))
+        factor.meta.update(place=place, shape=shape_of(mask), dtype=dtype_of(stack))
     if factor is not path.factor or carried is None or len(factor.users) != 1:
         return editor.linear(
             spread_factor(new.active, new.channels, dims, 1.0), factor, before, editor.fresh(place, "spread")

@@ -128,7 +128,7 @@ def _of_function(node: fx.Node, found: Mapping[fx.Node, Tensor], unknown: Tensor
 
 
 def _number(argument: object) -> Tensor | None:
-    return torch.tensor(float(argument)) if isinstance(argument, (int, float)) else None
+    return torch.tensor(float(argument), dtype=torch.float64) if isinstance(argument, (int, float)) else None
 
 
 def _activated(module: nn.Module, axis: int, x: Tensor, node: fx.Node) -> Tensor:
