@@ -148,6 +148,23 @@ def test_other_shapes_and_outputs_that_are_not_finite_differ() -> None:
             rmfx.verify(model, wrong, x)
 
 
+def test_outputs_that_are_partly_nan_hide_no_mistake() -> None:
+    model = nn.Sequential(conv(3, 4), Lambda(lambda m, y: y.log())).double().eval()
+    x = hostile(2, 3, 9, 7)
+    assert bool(model(x).isnan().any()) and rmfx.verify(model, copy.deepcopy(model), x).difference == 0.0
+    wrong = copy.deepcopy(model)
+    with torch.no_grad():
+        wrong.get_parameter("0.weight").mul_(1 + 1e-9)
+    with pytest.raises(VerificationError):
+        rmfx.verify(model, wrong, x)
+
+
+def test_outputs_that_are_nowhere_finite_cannot_be_compared() -> None:
+    model = nn.Sequential(conv(3, 4), Lambda(lambda m, y: (y * 0).log())).double().eval()
+    with pytest.raises(UnsupportedModelError, match="all outputs of the original are infinite or NaN"):
+        rmfx.verify(model, model, hostile(2, 3, 9, 7))
+
+
 def test_a_network_that_is_no_graph_is_compared_without_naming_layers() -> None:
     model, _, x = pair()
     wrong = copy.deepcopy(model)

@@ -112,9 +112,11 @@ def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def relative_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
     """The largest absolute difference over all outputs, each relative to the largest magnitude expected in it.
 
-    Infinite where shapes or counts differ, or where one is finite and the other is not.
+    Infinite where shapes or counts differ, or where one has an infinity or a NaN and the other has not the same.
 
     >>> relative_difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])])
+    0.5
+    >>> relative_difference([torch.tensor([1.0, 2.0, torch.nan])], [torch.tensor([1.0, 4.0, torch.nan])])
     0.5
     """
     if len(actual) != len(expected) or any(a.shape != b.shape for a, b in zip(actual, expected, strict=True)):
@@ -123,6 +125,10 @@ def relative_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
+    finite = expected.isfinite()
+    if not torch.allclose(actual[~finite], expected[~finite], equal_nan=True):
+        return float("inf")
+    actual, expected = actual[finite], expected[finite]
     if actual.numel() == 0 or torch.equal(actual, expected):
         return 0.0
     gap = float((actual - expected).abs().max())
@@ -150,7 +156,7 @@ def noise_floor(model: nn.Module, inputs: Inputs, expected: list[Tensor], seed: 
     """How much the float64 outputs of ``model`` move when every weight moves by one unit in its last place.
 
     That is the place of the dtype the weights are stored in. Deep random networks amplify rounding; no comparison
-    can be finer than this.
+    can be finer than this. Values that are not finite before and after tell nothing of it.
     """
     random = torch.Generator().manual_seed(seed)
     moved = copy.deepcopy(model).eval()
@@ -159,4 +165,8 @@ def noise_floor(model: nn.Module, inputs: Inputs, expected: list[Tensor], seed: 
             up = torch.randint(0, 2, parameter.shape, generator=random).to(parameter.device, torch.bool)
             ends = torch.where(up, torch.inf, -torch.inf).to(parameter.dtype)
             parameter.copy_(torch.nextafter(parameter, ends))
-    return relative_difference(run(moved.double(), inputs, torch.float64), expected)
+    floor = 0.0
+    for value, before in zip(run(moved.double(), inputs, torch.float64), expected, strict=True):
+        finite = value.isfinite() & before.isfinite()
+        floor = max(floor, relative_difference([value[finite]], [before[finite]]))
+    return floor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.exact import UnroundedCasts
-from rmfx.check.compare import Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
+from rmfx.check.compare import AMPLITUDE, Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
 from rmfx.check.promised import keeping_promises
 from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
 from rmfx.front.doors import enter
@@ -111,6 +111,12 @@ def verify(
                     "give inputs that it takes, or verify=False where its code is bound to another dtype"
                 ) from error
             continue  # another size or batch than the model allows
+        if not any(bool(value.isfinite().any()) for value in truth) and any(value.numel() for value in truth):
+            raise UnsupportedModelError(
+                "all outputs of the original are infinite or NaN on the inputs that networks are compared on, normal "
+                f"numbers with a deviation of {AMPLITUDE:g}: give value_ranges={{input: (low, high)}} between which "
+                "they are not, or verify=False"
+            )
         if index and _refuses_size(other, inputs):
             continue
         difference, tolerance = _compare(original, exact, other, inputs, truth, tolerance, seed, unrounded)
