@@ -118,6 +118,39 @@ class MaskedActivation(nn.Module):
         return f"active={int(self.mask.sum())} of {len(self.mask)}, axis={self.axis}"
 
 
+class Elementwise(nn.Module):
+    """Apply a function of torch that no layer of ``torch.nn`` stands for to every element.
+
+    Args:
+        function: the name of the function, one of :data:`FUNCTIONS`; all are finite at 0.
+        exponent: of ``"pow"``, which is the only one that has any; positive.
+
+    Raises:
+        ValueError: when there is no such function, or for another exponent.
+
+    >>> Elementwise("square")(torch.tensor([-3.0])), Elementwise("pow", 3)(torch.tensor([-3.0]))
+    (tensor([9.]), tensor([-27.]))
+    """
+
+    FUNCTIONS = frozenset(
+        ("abs", "atan", "cos", "cosh", "erf", "exp", "expm1", "log1p", "pow", "sin", "sinh", "sqrt", "square")
+    )
+
+    def __init__(self, function: str, exponent: int | float | None = None) -> None:
+        super().__init__()
+        fits = exponent is not None and exponent > 0 if function == "pow" else exponent is None
+        if function not in self.FUNCTIONS or not fits:
+            raise ValueError(f"no function of single elements that is finite at 0: {function!r}, {exponent!r}")
+        self.function, self.exponent = function, exponent
+
+    def forward(self, x: Tensor) -> Tensor:
+        function = getattr(torch, self.function)
+        return function(x) if self.exponent is None else function(x, self.exponent)
+
+    def extra_repr(self) -> str:
+        return self.function if self.exponent is None else f"{self.function}, {self.exponent}"
+
+
 class ChannelSlice(nn.Module):
     """Channels ``start`` to ``start + length - 1`` of ``x``: the normal form of ``x[:, a:b]`` and of a part of a split.
 

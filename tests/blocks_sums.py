@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from block import Block, net
 from nets import cbn, cbr, conv, plain_branch
 from torch import Tensor, nn
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 
 def _three_ways(m: Any, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x) + x + m.c(x)
+
+
+def _snake(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return x + m.b(y + (y * (m.p + 0.5)).sin() ** 2 / (m.p + 0.5))
 
 
 def _deep(m: Any, x: Tensor) -> Tensor:
@@ -67,6 +73,12 @@ SUMS: dict[str, Block] = {
     "three ways": Block(
         net(_three_ways, a=plain_branch, b=lambda: nn.Sequential(plain_branch(), nn.ReLU(), conv(6, 6)),
             c=lambda: conv(6, 6, 1)), 3
+    ),
+    "functions of elements": Block(
+        net(lambda m, x: x + m.b(m.a(x).sin().square()), a=lambda: cbn(6, 5), b=lambda: cbn(5, 6))
+    ),
+    "snake": Block(
+        net(_snake, a=lambda: cbn(6, 5), b=lambda: cbn(5, 6), p=lambda: nn.Parameter(torch.rand(5, 1, 1))), 2
     ),
     "deep": Block(net(_deep, a=lambda: cbn(6, 6), b=lambda: cbn(6, 6), c=lambda: cbn(6, 6), d=lambda: conv(6, 6)), 4),
     "read by both": Block(net(_read_by_both, a=lambda: cbn(6, 6), b=lambda: cbn(6, 4), c=lambda: conv(6, 4, 1)), 2),

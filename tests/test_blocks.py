@@ -29,6 +29,8 @@ STAYS: dict[tuple[str, str], tuple[int, str]] = {
     ("gate: for two products", "split"): (2, "which Sigmoid does not satisfy"),
     ("gate: in a gate", "split"): (1, "which Sigmoid does not satisfy"),
     ("sum: read by both", "split"): (1, "no single layer applies ReLU and Tanh"),
+    ("sum: snake", "split"): (2, "which Elementwise does not satisfy"),
+    ("sum: functions of elements", "split"): (1, "which Elementwise does not satisfy"),
 }
 # Where products stay: of gates, and of what follows a block.
 GATED = ("gate: ", "slice: mixnet", "sum: a size read off a gate")

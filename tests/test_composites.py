@@ -28,6 +28,8 @@ WRITTEN_OUT: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (lambda y: y * F.softplus(y).tanh(), ["Mish"]),
     (lambda y: y * torch.sigmoid(1.702 * y), ["ChannelAffine", "SiLU", "ChannelAffine"]),
     (lambda y: y * torch.sigmoid(-0.5 * y), ["ChannelAffine", "SiLU", "ChannelAffine"]),
+    (lambda y: y * y, ["Elementwise"]),
+    (lambda y: y * y.square(), ["Elementwise", "mul"]),
 ]
 NOT_THOSE: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (lambda y: y * (y + 1).sigmoid(), ["ChannelAffine", "Sigmoid", "mul"]),
@@ -38,7 +40,6 @@ NOT_THOSE: list[tuple[Callable[[Tensor], Tensor], list[str]]] = [
     (lambda y: F.relu6(y + 2) / 6, ["ChannelAffine", "ReLU6", "ChannelAffine"]),
     (lambda y: F.relu6(y - 3) / 6, ["ChannelAffine", "ReLU6", "ChannelAffine"]),
     (lambda y: (y + 1) * F.relu6(y + 3) / 6, ["ChannelAffine", "ChannelAffine", "ReLU6", "mul", "ChannelAffine"]),
-    (lambda y: y * y, ["mul"]),
 ]
 
 

@@ -17,7 +17,7 @@ from rmfx.algebra.pointwise import POINTWISE
 from rmfx.check.plain import count_joins, count_onnx_joins, to_sequential
 from rmfx.errors import ExportError, FileFormatError, NotPlainError
 from rmfx.front.tracer import Tracer
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, SizeGuard
+from rmfx.modules import ChannelAffine, ChannelClamp, Elementwise, MaskedActivation, SizeGuard
 
 MASK = torch.tensor([True, False, True])
 
@@ -223,6 +223,7 @@ def one_step_layers() -> list[nn.Module]:
         nn.Threshold: nn.Threshold(0.5, -1.0),
         ChannelClamp: clamp(),
         MaskedActivation: MaskedActivation(nn.Mish(), MASK),
+        Elementwise: Elementwise("sin"),
     }
     more = [nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Softmax(1), nn.Upsample(scale_factor=2), nn.AvgPool2d(2)]
     exported = [layer for layer in POINTWISE if layer is not nn.RReLU]  # which torch.onnx does not know

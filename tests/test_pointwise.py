@@ -24,6 +24,7 @@ from rmfx.algebra.pointwise import (
     combine,
     identity_norm,
     identity_range,
+    image,
     is_identity_on,
     is_per_channel,
     is_pointwise,
@@ -31,7 +32,7 @@ from rmfx.algebra.pointwise import (
     split_constant,
     split_is_stable,
 )
-from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation, along_channels
+from rmfx.modules import ChannelAffine, ChannelClamp, Elementwise, MaskedActivation, along_channels
 
 INF = math.inf
 FLOAT64 = torch.float64
@@ -57,6 +58,7 @@ IDENTITIES: list[tuple[nn.Module, Range | None]] = [
     (MaskedActivation(nn.ReLU6(), torch.tensor([True, False])), (0.0, 6.0)),
     (nn.RReLU(), (0.0, INF)), (nn.Threshold(0.5, 0.5), (0.5, INF)),
     (nn.Threshold(-0.5, 3.0), None), (nn.Softplus(threshold=0.5), None),
+    (Elementwise("square"), None), (Elementwise("pow", 1.5), None),
     *((cls(), None) for cls in (nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.SELU, nn.Softplus, nn.Hardsigmoid,
                                 nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Softshrink, nn.Hardshrink)),
 ]  # fmt: skip
@@ -100,7 +102,7 @@ SPLITTING = [
 NOT_SPLITTING = [
     nn.ReLU6(), nn.Mish(), nn.ELU(), nn.Softplus(), nn.CELU(), nn.SELU(), nn.Hardtanh(), nn.Sigmoid(), nn.Tanh(),
     nn.Hardsigmoid(), nn.Softsign(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(), nn.Threshold(0.5, 0.0),
-    MaskedActivation(nn.ReLU6(), torch.ones(6, dtype=torch.bool)), clamp([0.0] * 6, [6.0] * 6),
+    MaskedActivation(nn.ReLU6(), torch.ones(6, dtype=torch.bool)), clamp([0.0] * 6, [6.0] * 6), Elementwise("sin"),
 ]  # fmt: skip
 
 
@@ -152,6 +154,21 @@ def test_every_activation_of_torch_is_known_or_mixes_elements() -> None:
     assert exported - mixing == {cls for cls in POINTWISE if cls.__module__ == "torch.nn.modules.activation"}
 
 
+@pytest.mark.parametrize("function", sorted(Elementwise.FUNCTIONS - {"pow"}))
+def test_functions_of_single_elements(function: str) -> None:
+    layer, x = Elementwise(function), samples((-3.0, 3.0))
+    assert torch.equal(layer(x).nan_to_num(), getattr(torch, function)(x).nan_to_num())
+    low, high = image(layer, (-3.0, 3.0))
+    assert bool(((layer(x) >= low) & (layer(x) <= high) | layer(x).isnan()).all())
+    assert bool(layer(torch.zeros(1)).isfinite()), "channels that nothing reads hold zeros"
+
+
+def test_functions_that_there_are_not() -> None:
+    for function, exponent in (("log", None), ("relu", None), ("pow", None), ("pow", -1), ("pow", 0), ("square", 2)):
+        with pytest.raises(ValueError, match="no function of single elements that is finite at 0"):
+            Elementwise(function, exponent)
+
+
 def test_is_pointwise_goes_by_the_exact_type() -> None:
     assert all(is_pointwise(cls.__new__(cls)) for cls in POINTWISE)
     assert not is_pointwise(type("Louder", (nn.ReLU,), {})())
@@ -190,7 +207,7 @@ MAKERS: dict[str, Maker] = {
     "masked": lambda width, axis: MaskedActivation(nn.GELU(), torch.arange(width) % 2 == 0, axis),
     "Hardswish": lambda width, axis: nn.Hardswish(), "SiLU": lambda width, axis: nn.SiLU(),
     "GELU": lambda width, axis: nn.GELU(), "ELU": lambda width, axis: nn.ELU(0.5),
-    "Sigmoid": lambda width, axis: nn.Sigmoid(),
+    "Sigmoid": lambda width, axis: nn.Sigmoid(), "square": lambda width, axis: Elementwise("square"),
 }  # fmt: skip
 KINDRED = [("identity", "ReLU", "LeakyReLU", "PReLU", "PReLUs"), ("identity", "ReLU", "ReLU6", "Hardtanh", "clamp"),
            *(("identity", name) for name in MAKERS if name != "identity"), ("identity", "GELU", "masked"),

@@ -21,7 +21,7 @@ from rmfx.algebra.widened import CARRIED as CARRIED
 from rmfx.algebra.widened import NORMS as NORMS
 from rmfx.algebra.widened import identity_norm as identity_norm
 from rmfx.algebra.widened import widen_norm
-from rmfx.modules import ChannelClamp, MaskedActivation
+from rmfx.modules import ChannelClamp, Elementwise, MaskedActivation
 
 Range = tuple[float, float]
 EVERYTHING: Range = (-math.inf, math.inf)
@@ -53,7 +53,16 @@ _OTHER = (
     nn.Hardshrink,
     ChannelClamp,
     MaskedActivation,
+    Elementwise,
 )
+# What functions of single elements map everything into; of others, nothing is known.
+_IMAGES: dict[str, Range] = {
+    **dict.fromkeys(("abs", "square", "sqrt", "exp"), (0.0, math.inf)),
+    **dict.fromkeys(("sin", "cos", "erf"), (-1.0, 1.0)),
+    "atan": (-math.pi / 2, math.pi / 2),
+    "cosh": (1.0, math.inf),
+    "expm1": (-1.0, math.inf),
+}
 POINTWISE: tuple[type[nn.Module], ...] = (*_MONOTONE, *_DIPPING, *_OTHER)
 
 
@@ -124,7 +133,7 @@ def image(module: nn.Module, values: Range) -> Range:
             for end in values
         ]
         return float(ends[0].min()), float(ends[1].max())
-    return EVERYTHING
+    return _IMAGES.get(module.function, EVERYTHING) if isinstance(module, Elementwise) else EVERYTHING
 
 
 def _leaky_image(module: nn.LeakyReLU | nn.RReLU, values: Range) -> Range:

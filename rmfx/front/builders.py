@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rmfx.algebra.exact import derive
 from rmfx.front.kinds import Kind
+from rmfx.modules import Elementwise
 
 Arguments = dict[str, Any]
 Builder = Callable[[Arguments, Kind], nn.Module | None]
@@ -34,6 +35,15 @@ def layer(cls: type[nn.Module]) -> Builder:
 
     def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
         return cls(**{name: value for name, value in arguments.items() if name != "inplace"})
+
+    return build
+
+
+def elementwise(function: str) -> Builder:
+    """A function of every element by itself, of floats: of numbers it is no layer."""
+
+    def build(arguments: Arguments, kind: Kind) -> nn.Module | None:
+        return Elementwise(function, **arguments) if kind.floating else None
 
     return build
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from rmfx.algebra.exact import derive
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
-from rmfx.modules import ChannelAffine
+from rmfx.modules import ChannelAffine, Elementwise
 
 
 class Composites:
@@ -30,8 +30,16 @@ class Composites:
         """Spell ``node``, a product of two tensors or a scaling, as an activation; returns whether it was one."""
         if node.op == "call_module":
             return self._scaled(node)
+        if node.args[0] is node.args[1]:
+            return self._squared(node)
         pairs = [(x, gate) for x, gate in (node.args, node.args[::-1]) if isinstance(x, fx.Node) and x is not gate]
         return any(isinstance(gate, fx.Node) and self._gated(node, x, gate) for x, gate in pairs)
+
+    def _squared(self, node: fx.Node) -> bool:
+        (x,) = node.all_input_nodes
+        if self.kinds[x].floating:
+            self.installer.layer(node, Elementwise("square"), x)
+        return self.kinds[x].floating
 
     def _gated(self, node: fx.Node, x: fx.Node, gate: fx.Node) -> bool:
         kind, inside = self._call(gate)

@@ -7,6 +7,7 @@ and the call stays in the graph as it is. Weights are shared with the graph modu
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from rmfx.front import builders
 from rmfx.front.builders import Arguments, Builder
 from rmfx.front.kinds import Kind
+from rmfx.modules import Elementwise
 
 _REQUIRED = object()
 _TENSORS = frozenset({"weight", "bias", "running_mean", "running_var"})
@@ -174,6 +176,8 @@ _BY_NAME: dict[str, tuple[Mapping[str, Any], Builder]] = {
     "softshrink": ({"lambd": 0.5}, builders.layer(nn.Softshrink)),
     "logsigmoid": ({}, builders.layer(nn.LogSigmoid)),
     "threshold": ({"threshold": _REQUIRED, "value": _REQUIRED, **_INPLACE}, builders.layer(nn.Threshold)),
+    **{name: ({}, builders.elementwise(name)) for name in Elementwise.FUNCTIONS - {"pow"}},
+    "pow": ({"exponent": _REQUIRED}, builders.elementwise("pow")),
     "max_pool1d": (_MAX_POOL, builders.pool(nn.MaxPool1d)),
     "max_pool2d": (_MAX_POOL, builders.pool(nn.MaxPool2d)),
     "max_pool3d": (_MAX_POOL, builders.pool(nn.MaxPool3d)),
@@ -199,7 +203,7 @@ _BY_NAME: dict[str, tuple[Mapping[str, Any], Builder]] = {
 def _functions() -> dict[Callable[..., Any], Spelling]:
     table: dict[Callable[..., Any], Spelling] = {}
     for name, (parameters, build) in _BY_NAME.items():
-        for namespace in (torch, F, torch._C._nn):
+        for namespace in (torch, F, torch._C._nn, operator):
             if hasattr(namespace, name):
                 table[getattr(namespace, name)] = Spelling(parameters, build)
     norm = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
