@@ -118,7 +118,15 @@ def report_of(before: Before, results: tuple[PassResult, ...], gm: fx.GraphModul
     )
     notes = (*notes, *_dropout_notes(results))
     totals = Totals(before.params, network_parameters(gm), before.macs, network_macs(gm))
-    return Report(tuple(found[name] for name in before.sums if name in found), totals, lines, {}, notes)
+    entries = tuple(found[name] for name in before.sums if name in found)
+    return Report(entries, totals, lines, {}, notes, concat_conditions=_concat_conditions(results, found))
+
+
+def _concat_conditions(results: tuple[PassResult, ...], found: Mapping[str, Entry]) -> tuple[str, ...]:
+    """Conditions of joins that stand in no entry, since they are no sums."""
+    plans = [applied.plan for result in results for applied in result.applied]
+    told = {condition for entry in found.values() for condition in entry.size_conditions}
+    return tuple(sorted({text for plan in plans if isinstance(plan, JoinPlan) for text in plan.conditions} - told))
 
 
 def _final(result: PassResult, found: Mapping[str, Entry]) -> list[Refused]:

@@ -162,6 +162,7 @@ class Parts:
             },
             left_out=tuple(left),
             size_conditions=tuple(f"{path}: {text}" for path, part in reports.items() for text in part.size_conditions),
+            concat_conditions=tuple(f"{path}: {text}" for path, r in reports.items() for text in r.concat_conditions),
         )
 
 

@@ -80,6 +80,7 @@ class Report:
         carried_norms: with ``keep_bn=True``, the carried channels of every widened batch norm.
         left_out: modules that could not be followed; empty where the model was converted as a whole.
         size_conditions: why the whole network holds for the example inputs' sizes only; entries have conditions, too.
+        concat_conditions: sizes of images for which alone the concats that were removed are.
     """
 
     entries: tuple[Entry, ...]
@@ -90,6 +91,13 @@ class Report:
     carried_norms: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     size_conditions: tuple[str, ...] = ()
+    concat_conditions: tuple[str, ...] = ()
+
+    @property
+    def image_conditions(self) -> tuple[str, ...]:
+        """Everything that is asked of the sizes of images: by sums and by concats that were removed."""
+        of_sums = {condition for entry in self.entries for condition in entry.size_conditions}
+        return tuple(sorted(of_sums | set(self.concat_conditions)))
 
     def count(self, status: Status) -> int:
         """How many residual sums ended in ``status``."""
@@ -125,6 +133,7 @@ class Report:
             carried_norms={norm: tuple(channels) for norm, channels in data["carried_norms"].items()},
             left_out=tuple(LeftOut(part["place"], part["reason"]) for part in data.get("left_out", ())),
             size_conditions=tuple(data.get("size_conditions", ())),
+            concat_conditions=tuple(data.get("concat_conditions", ())),
         )
 
     def __str__(self) -> str:
@@ -147,7 +156,8 @@ class Report:
         lines += ["", self.summary()]
         lines += [f"{line.name}: {line.applied} applied, {len(line.refused)} refused" for line in self.passes]
         lines += self.left_out_lines()
-        lines += [f"for the sizes of the example inputs only: {condition}" for condition in self.size_conditions]
+        conditions = (*self.size_conditions, *self.concat_conditions)
+        lines += [f"for the sizes of the example inputs only: {condition}" for condition in conditions]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 

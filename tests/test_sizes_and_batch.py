@@ -93,3 +93,27 @@ def test_a_batch_that_the_code_fixes_is_guarded() -> None:
     assert torch.equal(converted(image), model(image))
     with pytest.raises(ValueError, match=r"got \(3, 3, 4, 4\)"):
         converted(hostile(3, 3, 4, 4))
+
+
+class Pooled(nn.Module):
+    """A concat of two branches behind a pool whose last window may hang over the border."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a(self.pool(x)).relu(), self.b(self.pool(x)).relu()], 1)
+
+
+def test_a_concat_that_was_removed_at_one_size_is_guarded() -> None:
+    model, x = Pooled().double().eval(), hostile(2, 3, 8, 8)
+    plain = rmfx.convert(model, x, concat=True)
+    report = rmfx.report(plain)
+    assert not report.entries and len(report.concat_conditions) == 1
+    assert report.image_conditions == report.concat_conditions and report.concat_conditions[0] in str(report)
+    assert rmfx.Report.from_dict(report.to_dict()) == report
+    torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"converted for spatial size \(8, 8\), got \(9, 9\)"):
+        plain(hostile(2, 3, 9, 9))

@@ -77,9 +77,8 @@ def _obstacle(gm: fx.GraphModule, args: Sequence[Any]) -> str | None:
 
 def _size_obstacle(gm: fx.GraphModule, report: Report) -> str | None:
     """A conversion that holds at some sizes only does not do for a graph whose sizes are free."""
-    conditions = sorted({condition for entry in report.entries for condition in entry.size_conditions})
-    conditions = [*report.size_conditions, *conditions]
-    first = 0 if report.size_conditions else 1  # those of entries are of spatial sizes
+    conditions = [*report.size_conditions, *report.image_conditions]
+    first = 0 if report.size_conditions else 1  # those of images are of spatial sizes
     for node in gm.graph.nodes:
         value = node.meta.get("example_value") if node.op == "placeholder" else None
         if conditions and isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape[first:]):

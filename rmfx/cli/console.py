@@ -137,7 +137,7 @@ def show_report(report: Report) -> None:
     console.print(escape(report.summary()), highlight=False)
     for line in report.passes:
         console.print(f"{line.name}: {line.applied} applied, {len(line.refused)} refused", highlight=False)
-    for text in (*report.left_out_lines(), *report.size_conditions):
+    for text in (*report.left_out_lines(), *report.size_conditions, *report.concat_conditions):
         console.print(escape(text), highlight=False)
     for text in report.notes:
         console.print(f"note: {escape(text)}", highlight=False)

@@ -15,11 +15,10 @@ from rmfx.report import Report
 def guard_sizes(gm: fx.GraphModule, report: Report, batch: bool = False) -> None:
     """Put a :class:`rmfx.modules.SizeGuard` behind every input, where the report has size conditions.
 
-    Those of entries are conditions on the spatial sizes of images; one on the whole network holds for all sizes but
-    the batch's, and for that one, too, with ``batch``.
+    Those of sums and concats are conditions on the spatial sizes of images; one on the whole network holds for all
+    sizes but the batch's, and for that one, too, with ``batch``.
     """
-    conditions = sorted({condition for entry in report.entries for condition in entry.size_conditions})
-    first = 2
+    conditions, first = list(report.image_conditions), 2
     if report.size_conditions:
         conditions, first = [*report.size_conditions, *conditions], 0 if batch else 1
     if not conditions:
