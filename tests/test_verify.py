@@ -165,6 +165,58 @@ def test_outputs_that_are_nowhere_finite_cannot_be_compared() -> None:
         rmfx.verify(model, model, hostile(2, 3, 9, 7))
 
 
+def test_a_network_that_writes_into_its_input_is_compared_on_what_it_was_given() -> None:
+    model = Lambda(lambda m, x: m.conv(x.sub_(0.5).mul_(2)), conv=conv(3, 4)).double().eval()
+    x = hostile(2, 3, 9, 7)
+    assert rmfx.verify(model, copy.deepcopy(model), x).difference == 0.0
+    wrong = Lambda(lambda m, x: m.conv(x.sub_(0.5)), conv=model.conv).double().eval()
+    with pytest.raises(VerificationError):
+        rmfx.verify(model, wrong, x)
+
+
+def chaotic(gain: float) -> nn.Module:
+    """A network that multiplies rounding by about ``gain``."""
+    return Lambda(lambda m, x: (m.conv(x) * gain).sin(), conv=conv(3, 4)).double().eval()
+
+
+def test_where_rounding_drowns_a_comparison_smaller_inputs_are_compared() -> None:
+    model, x = chaotic(1e11), hostile(2, 3, 9, 7)
+    found = rmfx.verify(model, copy.deepcopy(model), x)
+    assert found.tolerance <= 1e-2
+    with pytest.raises(VerificationError):
+        rmfx.verify(model, chaotic(1e11), x)
+    with pytest.raises(UnsupportedModelError, match="a mistake could hide behind it"):
+        rmfx.verify(chaotic(1e16), chaotic(1e16), x)
+
+
+def test_constants_that_code_makes_are_those_that_were_traced() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        scale = torch.arange(1, 4).view(3, 1, 1) / 7.0
+        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        return x * scale + m.b(m.a(x * scale).relu()) * torch.tensor(0.2)
+
+    torch.manual_seed(0)
+    model, x = Lambda(forward, a=conv(3, 4), b=conv(4, 3)).eval(), hostile(2, 3, 9, 7).float()
+    plain = rmfx.convert(model, x)
+    assert rmfx.report(plain).count("removed") == 1
+    torch.testing.assert_close(plain(x), model(x), rtol=0, atol=1e-4)
+
+
+def test_a_network_that_cannot_be_run_at_all_is_wrong() -> None:
+    model, x = Lambda(lambda m, x: m.conv(x), conv=conv(3, 4)).eval(), hostile(2, 3, 9, 7)
+    broken = Lambda(lambda m, x: m.conv(x).view(-1, 5), conv=model.conv).eval()
+    with pytest.raises(VerificationError, match="the converted network cannot be run"):
+        rmfx.verify(model, broken, x)
+
+
+def test_outputs_of_another_type_differ() -> None:
+    model, x = Lambda(lambda m, x: (m.conv(x) > 0) * 3, conv=conv(3, 4)).double().eval(), hostile(2, 3, 9, 7)
+    assert rmfx.convert(model, x)(x).dtype == torch.int64
+    other = Lambda(lambda m, x: (m.conv(x) > 0) * 3.0, conv=model.conv).double().eval()
+    with pytest.raises(VerificationError, match=r"an output is of torch.float64, that of the original of torch.int64"):
+        rmfx.verify(model, other, x)
+
+
 def test_a_network_that_is_no_graph_is_compared_without_naming_layers() -> None:
     model, _, x = pair()
     wrong = copy.deepcopy(model)

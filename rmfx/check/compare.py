@@ -92,10 +92,19 @@ def run(
     inputs: Inputs,
     dtype: torch.dtype,
     arithmetic: Callable[[], AbstractContextManager[None]] = float32_arithmetic,
+    made: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first."""
-    args, kwargs = pytree.tree_map(lambda x: x.to(dtype) if is_floating(x) else x, inputs)
-    with torch.no_grad(), arithmetic(), default_dtype(dtype):
+    """All tensors that ``model`` returns for ``inputs``, whose floating tensors are cast to ``dtype`` first.
+
+    Args:
+        made: the type of what its code makes, such as ``torch.ones(3)``; default: ``dtype``.
+    """
+
+    def copied(x: Any) -> Any:  # networks may write into their inputs
+        return x.to(dtype, copy=True) if is_floating(x) else x.clone() if isinstance(x, Tensor) else x
+
+    args, kwargs = pytree.tree_map(copied, inputs)
+    with torch.no_grad(), arithmetic(), default_dtype(made or dtype):
         return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 

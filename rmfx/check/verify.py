@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from rmfx.algebra.exact import UnroundedCasts
-from rmfx.check.compare import AMPLITUDE, Inputs, hostile_like, in_dtype, noise_floor, relative_difference, run
+from rmfx.check.compare import AMPLITUDE, Inputs, hostile_like, in_dtype, is_floating, relative_difference, run
+from rmfx.check.difference import Pair, shape_of_inputs
 from rmfx.check.promised import keeping_promises
-from rmfx.errors import RmfxError, UnsupportedModelError, VerificationError
-from rmfx.front.doors import enter
-from rmfx.inputs import as_tuple, bind
+from rmfx.errors import RmfxError, UnsupportedModelError
+from rmfx.inputs import as_tuple
 from rmfx.modules import SizeGuard
-from rmfx.passes.normalise import normalise
 from rmfx.report import report
 
-TOLERANCE = 1e-12  # float64 rounding over some hundred layers, relative to the largest output
-NOISE_FACTOR = 100.0  # ... or this many times the network's own noise floor, where that is larger
-STORED_FACTOR = 10.0  # the same for weights stored in less than float64: each was rounded once, by half a unit
+SMALLER = (1 / 8, 1 / 64, 1 / 512)  # inputs on which a network is compared that amplifies rounding on larger ones
 PROBE = 1e-6  # relative change of one carried tap that every comparison must see
 
 
@@ -95,36 +92,69 @@ def verify(
     for model in (original, converted):
         if not isinstance(model, nn.Module):
             raise RmfxError(f"verify compares two torch.nn.Module, not a {type(model).__name__}")
-    unrounded = all(t.dtype == torch.float64 for t in converted.parameters() if t.is_floating_point())
-    exact, other = in_dtype(original, torch.float64), in_dtype(converted, torch.float64)
+    pair = Pair(original, converted)
     if value_ranges:
-        tried = keeping_promises(exact, tried, (args, dict(example_kwargs or {})), value_ranges)
-    worst, tolerance, compared = 0.0, TOLERANCE, []
+        tried = keeping_promises(pair.exact, tried, (args, dict(example_kwargs or {})), value_ranges)
+    worst, tolerance, compared = 0.0, 0.0, []
     for index, inputs in enumerate(tried):
-        try:
-            truth = run(exact, inputs, torch.float64)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if index == 0:
-                reason = str(error).strip().split("\n")[0]
-                raise UnsupportedModelError(
-                    f"the original cannot be run in float64 on inputs of the example's shape ({reason}): "
-                    "give inputs that it takes, or verify=False where its code is bound to another dtype"
-                ) from error
-            continue  # another size or batch than the model allows
-        if not any(bool(value.isfinite().any()) for value in truth) and any(value.numel() for value in truth):
-            raise UnsupportedModelError(
-                "all outputs of the original are infinite or NaN on the inputs that networks are compared on, normal "
-                f"numbers with a deviation of {AMPLITUDE:g}: give value_ranges={{input: (low, high)}} between which "
-                "they are not, or verify=False"
-            )
-        if index and _refuses_size(other, inputs):
+        if index and not _takes(pair, inputs):
             continue
-        difference, tolerance = _compare(original, exact, other, inputs, truth, tolerance, seed, unrounded)
-        worst = max(worst, difference)
-        compared.append((inputs, truth))
-    errors = (0.0, 0.0) if quick else _float32_errors(original, converted, compared)
-    untested = _untested(other, *compared[0], tolerance) if probe else ()
-    return Verification(worst, tolerance, *errors, tuple(_shape(inputs) for inputs, _ in compared), untested)
+        found = _compare(pair, inputs, seed, () if value_ranges else SMALLER)
+        worst, tolerance = max(worst, found.difference), max(tolerance, found.tolerance)
+        compared.append(found)
+    errors = (0.0, 0.0) if quick else _float32_errors(original, converted, [one.inputs for one in compared])
+    untested = _untested(pair.other, compared[0]) if probe else ()
+    return Verification(worst, tolerance, *errors, tuple(shape_of_inputs(one.inputs) for one in compared), untested)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One comparison that went well."""
+
+    inputs: Inputs
+    truth: list[Tensor]
+    difference: float
+    tolerance: float
+
+
+def _takes(pair: Pair, inputs: Inputs) -> bool:
+    """Whether both networks take inputs of this batch and size."""
+    try:
+        run(pair.exact, inputs, torch.float64)
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    return not _refuses_size(pair.other, inputs)
+
+
+def _compare(pair: Pair, inputs: Inputs, seed: int, smaller: Sequence[float]) -> _Compared:
+    """The comparison on ``inputs``, or on the largest ``smaller`` ones on which rounding does not drown it."""
+    for factor in (1.0, *smaller):
+        scaled = pytree.tree_map(lambda x, factor=factor: x * factor if is_floating(x) else x, inputs)
+        truth = _truth(pair, scaled)
+        if (found := pair.compare(scaled, truth, seed)) is not None:
+            return _Compared(scaled, truth, *found)
+    raise UnsupportedModelError(
+        "the networks cannot be compared: one unit in the last place of the weights moves the outputs by so much that "
+        "a mistake could hide behind it. Give inputs on which that is not so, with value_ranges, or verify=False"
+    )
+
+
+def _truth(pair: Pair, inputs: Inputs) -> list[Tensor]:
+    try:
+        truth = run(pair.exact, inputs, torch.float64)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UnsupportedModelError(
+            f"the original cannot be run in float64 on inputs of the example's shape ({reason}): "
+            "give inputs that it takes, or verify=False where its code is bound to another dtype"
+        ) from error
+    if not any(bool(value.isfinite().any()) for value in truth) and any(value.numel() for value in truth):
+        raise UnsupportedModelError(
+            "all outputs of the original are infinite or NaN on the inputs that networks are compared on, normal "
+            f"numbers with a deviation of {AMPLITUDE:g}: give value_ranges={{input: (low, high)}} between which "
+            "they are not, or verify=False"
+        )
+    return truth
 
 
 def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, quick: bool) -> list[Inputs]:
@@ -142,66 +172,15 @@ def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, quick: 
 def _refuses_size(converted: nn.Module, inputs: Inputs) -> bool:
     """Whether the network says itself that it was converted for other sizes."""
     sizes = next((module.sizes for module in converted.modules() if isinstance(module, SizeGuard)), ())
-    return bool(sizes) and _shape(inputs)[-len(sizes) :] != sizes
+    return bool(sizes) and shape_of_inputs(inputs)[-len(sizes) :] != sizes
 
 
-def _compare(
-    original: nn.Module,
-    exact: nn.Module,
-    other: nn.Module,
-    inputs: Inputs,
-    truth: list[Tensor],
-    tolerance: float,
-    seed: int,
-    unrounded: bool,
-) -> tuple[float, float]:
-    """(difference, tolerance), or a VerificationError; ``unrounded``: the converted weights are stored in float64."""
-    failure: RuntimeError | None = None
-    try:
-        difference = relative_difference(run(other, inputs, torch.float64), truth)
-    except RuntimeError as error:
-        difference, failure = float("inf"), error
-    if difference > tolerance:
-        factor = NOISE_FACTOR if unrounded else STORED_FACTOR
-        tolerance = max(tolerance, factor * noise_floor(exact if unrounded else original, inputs, truth, seed))
-    if difference > tolerance:
-        difference = _difference_without_casts(exact, other, inputs)
-    if difference > tolerance and failure is not None:
-        reason = str(failure).strip().split("\n")[0]
-        raise UnsupportedModelError(
-            f"the converted network cannot be run in float64 ({reason}): its code is bound to another dtype; "
-            "give verify=False, or a model in float64"
-        ) from failure
-    if difference > tolerance:
-        raise VerificationError(
-            f"the networks differ by {difference:.2e} of the largest output (tolerance {tolerance:.1e}) at input "
-            f"{_shape(inputs)}, seed {seed}; {_first_difference(exact, other, inputs, tolerance)}"
-        )
-    return difference, tolerance
-
-
-def _difference_without_casts(exact: nn.Module, other: nn.Module, inputs: Inputs) -> float:
-    """The difference where casts in the code of both do not round; infinite where the code insists on a dtype."""
-    try:
-        with UnroundedCasts():
-            truth, result = (run(model, inputs, torch.float64) for model in (exact, other))
-    except RuntimeError:
-        return float("inf")
-    return relative_difference(result, truth)
-
-
-def _shape(inputs: Inputs) -> tuple[int, ...]:
-    return next((tuple(x.shape) for x in (*inputs[0], *inputs[1].values()) if isinstance(x, Tensor)), ())
-
-
-def _float32_errors(
-    original: nn.Module, converted: nn.Module, compared: list[tuple[Inputs, list[Tensor]]]
-) -> tuple[float, float]:
+def _float32_errors(original: nn.Module, converted: nn.Module, compared: list[Inputs]) -> tuple[float, float]:
     """Largest relative float32 error of each network; both see the inputs rounded to float32, and so does the truth."""
     single = [in_dtype(model, torch.float32) for model in (original, converted)]
     exact = in_dtype(original, torch.float64)
     errors = [0.0, 0.0]
-    for (args, kwargs), _ in compared:
+    for args, kwargs in compared:
         rounded = _rounded((args, kwargs))
         truth = run(exact, rounded, torch.float64)
         for index, model in enumerate(single):
@@ -217,7 +196,7 @@ def _rounded(inputs: Inputs) -> Inputs:
     return tuple(once(x) for x in args), {name: once(x) for name, x in kwargs.items()}
 
 
-def _untested(converted: nn.Module, inputs: Inputs, truth: list[Tensor], tolerance: float) -> tuple[str, ...]:
+def _untested(converted: nn.Module, compared: _Compared) -> tuple[str, ...]:
     """Places where no carried tap can be changed so that the comparison fails."""
     if not isinstance(converted, fx.GraphModule):
         return ()
@@ -226,63 +205,17 @@ def _untested(converted: nn.Module, inputs: Inputs, truth: list[Tensor], toleran
     return tuple(
         entry.name
         for entry in removed
-        if not any(_seen(converted, parameters[name], at, inputs, truth, tolerance) for name, at in entry.carried_taps)
+        if not any(_seen(converted, parameters[name], at, compared) for name, at in entry.carried_taps)
     )
 
 
-def _seen(
-    converted: nn.Module,
-    weight: nn.Parameter,
-    tap: tuple[int, ...],
-    inputs: Inputs,
-    truth: list[Tensor],
-    tolerance: float,
-) -> bool:
+def _seen(converted: nn.Module, weight: nn.Parameter, tap: tuple[int, ...], compared: _Compared) -> bool:
     """Whether scaling one tap makes the comparison fail; the tap is put back."""
     with torch.no_grad():
         before = weight[tap].clone()
         weight[tap] = before * (1 + PROBE)
         try:
-            return relative_difference(run(converted, inputs, torch.float64), truth) > tolerance
+            moved = run(converted, compared.inputs, torch.float64)
+            return relative_difference(moved, compared.truth) > compared.tolerance
         finally:
             weight[tap] = before
-
-
-def _first_difference(exact: nn.Module, other: nn.Module, inputs: Inputs, tolerance: float) -> str:
-    """Names the first value that both networks compute and that differs."""
-    if not isinstance(other, fx.GraphModule):
-        return "the converted model is no GraphModule, so the layer cannot be named"
-    try:
-        reference = normalise(enter(exact, *inputs).gm)
-    except RmfxError as error:
-        return f"the layer cannot be named, since the original cannot be followed: {error}"
-    wanted = {node.meta["origin"] for node in other.graph.nodes if "origin" in node.meta}
-    theirs = _Recorder(reference, wanted)
-    theirs.run(*bind(reference, *inputs))
-    mine = _Recorder(other, wanted)
-    mine.run(*bind(other, *inputs))
-    for origin, (node, value) in mine.values.items():
-        if origin not in theirs.values:
-            continue
-        difference = relative_difference([value], [theirs.values[origin][1]])
-        if difference > tolerance:
-            name = node.target if node.op == "call_module" else node.name
-            return f"first at {name} (in place {node.meta.get('place', '')!r}), by {difference:.2e}"
-    return "every layer that both share agrees up to the outputs"
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the values of nodes with a wanted origin."""
-
-    def __init__(self, gm: fx.GraphModule, wanted: set[str]) -> None:
-        super().__init__(gm)
-        self.wanted = wanted
-        self.values: dict[str, tuple[fx.Node, Tensor]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        with torch.no_grad():
-            value = super().run_node(n)
-        origin = n.meta.get("origin")
-        if origin in self.wanted and isinstance(value, Tensor):
-            self.values[origin] = (n, value.detach().clone())
-        return value
