@@ -14,6 +14,7 @@ from rmfx import account
 from rmfx.algebra.carrier import SHIFT_BITS
 from rmfx.collector import uncollected
 from rmfx.errors import TraceError
+from rmfx.inputs import without_absent
 from rmfx.measure.target import Target
 from rmfx.options import Options, Policy
 from rmfx.partial import find_parts
@@ -54,7 +55,8 @@ def convert(
             needs example inputs.
         example_inputs: a tensor or a tuple of positional inputs. Optional: they let sizes be proven, costs be counted
             and the result be verified, all at their shapes. Values do not matter, but with ``value_ranges``. An
-            ``ExportedProgram`` has its own.
+            ``ExportedProgram`` has its own. Inputs that default to ``None`` and are not among them, the network does
+            not have any more.
         example_kwargs: keyword inputs, by name.
         policy: ``"all"`` removes every residual connection that can be removed exactly; ``"auto"`` does at each place
             only what is faster on ``target``, and nothing at all where that is fastest (:func:`rmfx.make_plan`); a
@@ -105,12 +107,13 @@ def convert(
         *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
         *(value_ranges or {}, Target.of(target), measure),
     )
+    args, kwargs = without_absent(model, example_inputs, example_kwargs or {})
     try:
-        return _convert(model, example_inputs, example_kwargs or {}, options, verify)
+        return _convert(model, args, kwargs, options, verify)
     except TraceError as refused:
         if not partial or not isinstance(model, nn.Module) or isinstance(options.policy, Plan):
             raise
-        parts = find_parts(model, example_inputs, example_kwargs or {}, refused, options.policy)
+        parts = find_parts(model, args, kwargs, refused, options.policy)
         return parts.convert(_part_converter(options, verify), verify)
 
 
@@ -158,12 +161,13 @@ def explain(
         *(policy, carrier, downsample, fuse, max_growth, keep_bn, concat, drop_dead_channels, shift_bits),
         *(value_ranges or {}, Target.of(target)),
     )
+    given = without_absent(model, example_inputs, example_kwargs or {})
     try:
-        return _explain(model, example_inputs, example_kwargs or {}, options)
+        return _explain(model, *given, options)
     except TraceError as refused:
         if not partial or not isinstance(model, nn.Module) or isinstance(options.policy, Plan):
             raise
-        parts = find_parts(model, example_inputs, example_kwargs or {}, refused, options.policy)
+        parts = find_parts(model, *given, refused, options.policy)
         return parts.explain(
             lambda part, args, kwargs, policy: _explain(part, args, kwargs, replace(options, policy=policy))
         )
@@ -228,7 +232,8 @@ def make_plan(
     """
     ranges = dict(value_ranges or {})
     options = Options("auto", carrier, concat=concat, value_ranges=ranges, target=Target.of(target), measure=measure)
-    return plan_network(model, example_inputs, {}, options, cache=PriceCache(cache), on_step=on_step)
+    given = without_absent(model, example_inputs, {})
+    return plan_network(model, *given, options, cache=PriceCache(cache), on_step=on_step)
 
 
 def apply_plan(
@@ -257,4 +262,4 @@ def apply_plan(
     'ResNet'
     """
     options = Options(plan, value_ranges=dict(value_ranges or {}), target=plan.target)
-    return rewrite(model, example_inputs, {}, options, verify)
+    return rewrite(model, *without_absent(model, example_inputs, {}), options, verify)

@@ -53,6 +53,7 @@ def prepare(
     keep_bn: bool = False,
     value_ranges: Mapping[str, Any] | None = None,
     computes: bool = True,
+    symbolic: bool = True,
 ) -> Prepared:
     """Trace, normalise and annotate ``model``, which is left untouched.
 
@@ -61,6 +62,7 @@ def prepare(
         keep_bn: leave dropouts where they are, and admit a model in training mode.
         value_ranges: as for :func:`rmfx.convert`.
         computes: whether weights will be computed; without, the model may be on the meta device.
+        symbolic: try symbolic tracing first.
 
     Raises:
         UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
@@ -74,48 +76,54 @@ def prepare(
     original: nn.Module
     if isinstance(model, ExportedProgram):
         traced, original = enter_program(model)
-        entered = Entered(traced)
         if args is None and model.example_inputs is not None:
             args, kwargs = model.example_inputs
-    else:
-        original = enter_graph(model, args) if isinstance(model, fx.GraphModule) and args else model
-        entered = enter(original, args, kwargs, allow_training=keep_bn, allow_meta=not computes)
-    if any(tensor.is_meta for tensor in original.parameters()):
+        return _annotated(original, Entered(traced), args, kwargs, value_ranges or {}, keep_bn)
+    original = enter_graph(model, args) if isinstance(model, fx.GraphModule) and args else model
+    if isinstance(original, nn.Module) and any(tensor.is_meta for tensor in original.parameters()):
         args, kwargs = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs))
-    entered, gm, inputs = _normal(original, entered, args, kwargs, keep_bn, computes)
-    ranges = value_ranges or {}
+
+    def through(symbolic: bool) -> Prepared:
+        allowed = {"allow_training": keep_bn, "allow_meta": not computes}
+        entered = enter(original, args, kwargs, symbolic=symbolic, **allowed)
+        return _annotated(original, entered, args, kwargs, value_ranges or {}, keep_bn)
+
+    if not symbolic:
+        return through(False)
+    try:
+        return through(True)
+    except (NormalFormError, UnsupportedModelError) as refused:
+        # Writes that the normal form can give no meaning have one in the graph that torch.export gives, and decisions
+        # that a stand-in for a tensor answers wrongly (hasattr) are taken rightly there.
+        if args is None or isinstance(original, fx.GraphModule):
+            raise
+        try:
+            return through(False)
+        except (TraceError, UnsupportedModelError) as error:
+            if isinstance(refused, UnsupportedModelError):
+                raise refused from None
+            raise NormalFormError(f"{refused}; {error}") from refused
+
+
+def _annotated(
+    original: nn.Module,
+    entered: Entered,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any],
+    ranges: Mapping[str, Any],
+    keep_bn: bool,
+) -> Prepared:
+    inputs = None if args is None else bind(entered.gm, args, kwargs)
+    gm = normalise(entered.gm, keep_dropout=keep_bn, inputs=inputs)
     give_ranges(gm, ranges)
     _annotate(gm, inputs)
     return Prepared(original, gm, args, kwargs, account.before(original, gm), storage_table(gm), entered, ranges)
 
 
-def _normal(
-    model: nn.Module,
-    entered: Entered,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any],
-    keep_bn: bool,
-    computes: bool,
-) -> tuple[Entered, fx.GraphModule, tuple[Any, ...] | None]:
-    """The normal form; writes that it can give no meaning have one in the graph that ``torch.export`` gives."""
-    inputs = None if args is None else bind(entered.gm, args, kwargs)
-    try:
-        return entered, normalise(entered.gm, keep_dropout=keep_bn, inputs=inputs), inputs
-    except NormalFormError as refused:
-        if args is None or isinstance(model, fx.GraphModule) or not entered.symbolic:
-            raise
-        try:
-            entered = enter(model, args, kwargs, symbolic=False, allow_training=keep_bn, allow_meta=not computes)
-        except TraceError as error:
-            raise NormalFormError(f"{refused}; {error}") from refused
-    inputs = bind(entered.gm, args, kwargs)
-    return entered, normalise(entered.gm, keep_dropout=keep_bn, inputs=inputs), inputs
-
-
 def _annotate(gm: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
     try:
         annotate(gm, inputs)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
         assert inputs is not None
         reason = str(error).strip().split("\n")[0]
         raise UnsupportedModelError(

@@ -14,7 +14,8 @@ from rmfx import account
 from rmfx.algebra.recall import recalling
 from rmfx.check.verify import verify as verify_models
 from rmfx.collector import collect_new
-from rmfx.errors import RmfxError
+from rmfx.errors import RmfxError, VerificationError
+from rmfx.front.doors import enter
 from rmfx.graph.emit import emit
 from rmfx.graph.guard import guard_sizes
 from rmfx.graph.pipeline import run_passes
@@ -54,8 +55,16 @@ def rewrite(
     verify: bool | None,
 ) -> fx.GraphModule:
     """The converted network; arguments and errors are those of :func:`rmfx.convert`."""
-    rewritten = run(model, example_inputs, kwargs, options)
     plan = options.policy if isinstance(options.policy, Plan) else None
+    rewritten = run(model, example_inputs, kwargs, options)
+    try:
+        return finished(rewritten.prepared, rewritten.report(), verify, plan)
+    except VerificationError:
+        prepared = rewritten.prepared
+        if not prepared.entered.symbolic or isinstance(model, fx.GraphModule) or follows(prepared):
+            raise
+    # The code decides by something that a stand-in for a tensor answers wrongly, such as isinstance(x, Tensor).
+    rewritten = run(model, example_inputs, kwargs, options, symbolic=False)
     return finished(rewritten.prepared, rewritten.report(), verify, plan)
 
 
@@ -97,17 +106,31 @@ def finished(prepared: Prepared, report: Report, verify: bool | None, plan: Plan
     return gm
 
 
+def follows(prepared: Prepared) -> bool:
+    """Whether the graph that tracing gives, before any pass, computes what the model does on its example inputs."""
+    assert prepared.args is not None
+    model = prepared.original
+    traced = enter(model, prepared.args, prepared.kwargs, allow_training=model.training).gm
+    try:
+        verify_models(model, traced, prepared.args, example_kwargs=prepared.kwargs, quick=True)
+    except VerificationError:
+        return False
+    return True
+
+
 def run(
     model: nn.Module | ExportedProgram,
     example_inputs: Any,
     kwargs: Mapping[str, Any],
     options: Options,
     computes: bool = True,
+    symbolic: bool = True,
 ) -> Rewritten:
     """Bring a model in and run the passes on it.
 
     Args:
         computes: whether weights will be computed; without, the model may be on the meta device.
+        symbolic: try symbolic tracing first.
 
     Raises:
         UnsupportedModelError, TraceError, NormalFormError: as for :func:`rmfx.convert`.
@@ -118,6 +141,7 @@ def run(
         keep_bn=options.keep_bn,
         value_ranges=options.value_ranges,
         computes=computes,
+        symbolic=symbolic,
     )
     if isinstance(options.policy, Plan):
         return Rewritten(prepared, options, _follow(prepared.gm, options.policy, options))

@@ -14,7 +14,7 @@ from rmfx.check.compare import AMPLITUDE, Inputs, hostile_like, in_dtype, is_flo
 from rmfx.check.difference import Pair, shape_of_inputs
 from rmfx.check.promised import keeping_promises
 from rmfx.errors import RmfxError, UnsupportedModelError
-from rmfx.inputs import as_tuple
+from rmfx.inputs import without_absent
 from rmfx.modules import SizeGuard
 from rmfx.report import report
 
@@ -87,14 +87,15 @@ def verify(
     >>> verify(net, net, torch.zeros(1, 2, 8, 8)).difference
     0.0
     """
-    args = () if example_inputs is None else as_tuple(example_inputs)
-    tried = _inputs(args, example_kwargs or {}, seed, quick)
+    given, kwargs = without_absent(original, example_inputs, example_kwargs or {})
+    args = given or ()
+    tried = _inputs(args, kwargs, seed, quick)
     for model in (original, converted):
         if not isinstance(model, nn.Module):
             raise RmfxError(f"verify compares two torch.nn.Module, not a {type(model).__name__}")
     pair = Pair(original, converted)
     if value_ranges:
-        tried = keeping_promises(pair.exact, tried, (args, dict(example_kwargs or {})), value_ranges)
+        tried = keeping_promises(pair.exact, tried, (args, kwargs), value_ranges)
     worst, tolerance, compared = 0.0, 0.0, []
     for index, inputs in enumerate(tried):
         if index and not _takes(pair, inputs):

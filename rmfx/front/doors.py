@@ -17,6 +17,7 @@ from rmfx.front.program import open_program
 from rmfx.front.settle import settle
 from rmfx.front.sizes import depends_on_sizes, of_other_size, treats_one_apart
 from rmfx.front.trace import structural_copy, trace
+from rmfx.inputs import input_names, optional_inputs
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def enter(
     refused: TraceError | None = None
     if symbolic:
         try:
-            gm = trace(model, allow_training=allow_training, allow_meta=allow_meta)
-            return Entered(gm, symbolic=True)
+            return Entered(_symbolic(model, args, kwargs, allow_training, allow_meta), symbolic=True)
         except TraceError as error:
             if args is None or isinstance(model, fx.GraphModule):
                 raise
@@ -87,6 +87,24 @@ def enter(
         depends = not _same_at_other_sizes(model, exported, args, kwargs)
     reason = "the code of the model computes with sizes, or decides by them"
     return Entered(exported.gm, reason if depends else None)
+
+
+def _symbolic(
+    model: nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, Any], training: bool, meta: bool
+) -> fx.GraphModule:
+    """The graph by symbolic tracing, without the optional inputs that are not given.
+
+    Code that decides by ``mask is None`` would take a stand-in for a mask that is given. Where no inputs are given at
+    all, and the code does not run without an optional one, it is one that is always there.
+    """
+    absent = [name for name in optional_inputs(model) if name not in kwargs]
+    absent = [name for name in absent if name not in input_names(model)[: len(args or ())]]
+    try:
+        return trace(model, absent=absent, allow_training=training, allow_meta=meta)
+    except TraceError:
+        if args is not None or not absent:
+            raise
+        return trace(model, allow_training=training, allow_meta=meta)
 
 
 def _same_at_other_sizes(model: nn.Module, exported: Exported, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,6 +21,7 @@ from rmfx.front.live import from_dynamo
 from rmfx.front.program import open_module, where
 from rmfx.front.settle import settle
 from rmfx.front.tracer import Tracer, is_leaf, is_user_file
+from rmfx.inputs import input_names
 
 _WHAT_TO_DO = (
     "Follow one path for every input: decide with Python values known before the call, write tensors out of place, "
@@ -28,11 +29,14 @@ _WHAT_TO_DO = (
 )
 
 
-def trace(model: nn.Module, *, allow_training: bool = False, allow_meta: bool = False) -> fx.GraphModule:
+def trace(
+    model: nn.Module, *, absent: Collection[str] = (), allow_training: bool = False, allow_meta: bool = False
+) -> fx.GraphModule:
     """The graph of ``model`` in eval mode, over a copy that shares every parameter and buffer that nothing changes.
 
     Args:
         model: any module; a ``GraphModule`` is traced again, its names, places and lines are kept.
+        absent: inputs that are ``None``; the graph has no such inputs.
         allow_training: trace a model in training mode as if it were in eval mode, instead of refusing it.
         allow_meta: trace a model on the meta device, of which no weights can be computed.
 
@@ -52,7 +56,7 @@ def trace(model: nn.Module, *, allow_training: bool = False, allow_meta: bool = 
         return respell(open_module(copied))
     if is_leaf(copied):  # tracing steps into its root: hold a lone layer in a box to keep it whole
         copied = nn.Sequential(OrderedDict({type(copied).__name__.lower(): copied})).eval()
-    graph = _graph_of(copied)
+    graph = _graph_of(copied, absent)
     if isinstance(model, fx.GraphModule):
         graph = _as_named_before(model.graph, graph)
     graph._tracer_cls = None  # an unpickled result is rebuilt by torch's own tracer
@@ -79,10 +83,11 @@ def structural_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _graph_of(model: nn.Module) -> fx.Graph:
+def _graph_of(model: nn.Module, absent: Collection[str]) -> fx.Graph:
     held = list(_held_tensors(model))
     try:
-        graph = Tracer().trace(model)
+        graph = Tracer().trace(model, dict.fromkeys(name for name in absent if name in input_names(model)) or None)
+        _drop_absent(graph)
     except RmfxError:
         raise
     except Exception as error:
@@ -96,6 +101,15 @@ def _graph_of(model: nn.Module) -> fx.Graph:
                 f"every call. {_WHAT_TO_DO}"
             )
     return graph
+
+
+def _drop_absent(graph: fx.Graph) -> None:
+    """Drop the inputs that torch.fx keeps for arguments that are ``None``, to demand that they are."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert_is_none":
+            source = node.all_input_nodes[0]
+            graph.erase_node(node)
+            graph.erase_node(source)
 
 
 @dataclass(frozen=True)

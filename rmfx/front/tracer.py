@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable
+from numbers import Number
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +56,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 class InPlaceProxy(fx.Proxy):
     """A proxy on which ``+=`` and its kin are recorded and other writes are errors."""
+
+    __array_ufunc__ = None  # numpy's numbers leave arithmetic with a tensor to the tensor
 
     def __setitem__(self, key: object, value: object) -> None:
         raise TraceError("a write into a part of a tensor, x[...] = value, cannot be followed")
@@ -175,6 +178,8 @@ class Tracer(fx.Tracer):
             return a.node
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
+        if type(a).__module__ == "numpy" and isinstance(a, Number):
+            return a.item()  # type: ignore[attr-defined]  # code that is generated from the graph knows no numpy
         return super().create_arg(a)
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> fx.Node:
