@@ -9,6 +9,8 @@ import torch
 from front import Lambda, assert_exact, conv, hostile, image, layer, normal_form, operations
 from torch import Tensor, nn
 
+import rmfx
+
 C = torch.tensor([2.0, -0.5, 4.0, 0.25])
 
 SUMS: list[tuple[Callable[[Lambda, Tensor], Tensor], list[str]]] = [
@@ -102,6 +104,14 @@ def test_a_float_makes_floats_of_integers() -> None:
     assert operations(gm) == ["argmax", "mul", "ChannelAffine"]
     assert torch.equal(gm(image()), model(image()))
     assert gm(image()).dtype == model(image()).dtype == torch.float32
+
+
+def test_constants_of_a_network_without_parameters_have_the_type_of_those_beside_them() -> None:
+    for function in (lambda x: x + torch.full((3, 1, 1), 2.5), lambda x: torch.full((3, 1, 1), 0.1) - x * 0.3):
+        model, x = Lambda(lambda m, x, f=function: f(x)).eval(), hostile(2, 3, 5, 4).float()
+        gm = rmfx.convert(model, x)
+        assert gm(x).dtype == torch.float32
+        torch.testing.assert_close(gm(x), model(x), rtol=1e-6, atol=1e-6)
 
 
 def test_constants_have_the_type_of_the_model() -> None:

@@ -61,7 +61,7 @@ class Arithmetic:
         installer: puts the new layers in place.
         kinds: what is known of each node.
         constant: the tensor that a ``get_attr`` node reads, ``None`` for other nodes.
-        dtype: the float type that new constants are kept in.
+        dtype: the float type that new constants are kept in; ``None``: that of the constants beside them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Arithmetic:
         installer: Installer,
         kinds: KindTable,
         constant: Callable[[fx.Node], Tensor | None],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
     ) -> None:
         self.installer, self.kinds, self.constant, self.dtype = installer, kinds, constant, dtype
 
@@ -208,9 +208,10 @@ class Arithmetic:
         scale, shift = (self._as_tensor(value, like) for value in (term.scale, term.shift))
         without_shift = not isinstance(term.shift, Tensor) and term.shift == 0
         layer = ChannelAffine(scale, None if without_shift else shift, term.axis)
+        dtype = self.dtype or (like.dtype if like is not None and like.is_floating_point() else torch.float64)
         for name, buffer in list(layer.named_buffers()):
-            if buffer.dtype == torch.float64 != self.dtype:  # Python's numbers are float64
-                layer.register_buffer(name, _rounded(buffer, self.dtype))
+            if buffer.dtype == torch.float64 != dtype:  # Python's numbers are float64
+                layer.register_buffer(name, _rounded(buffer, dtype))
         return layer
 
     def _as_tensor(self, value: Constant, like: Tensor | None) -> Tensor:

@@ -88,9 +88,11 @@ def _constant_kind(gm: fx.GraphModule, target: str) -> Kind:
     return Kind(True, value.dim(), value.is_floating_point(), tuple(value.shape)) if isinstance(value, Tensor) else ANY
 
 
-def parameter_dtype(gm: fx.GraphModule) -> torch.dtype:
-    """The float type that constants of the network are kept in: its widest parameter's, at least float32."""
-    dtypes = {parameter.dtype for parameter in gm.parameters()} or {torch.float64}
+def parameter_dtype(gm: fx.GraphModule) -> torch.dtype | None:
+    """The float type that constants of the network are kept in: its widest parameter's, at least float32, if any."""
+    dtypes = {parameter.dtype for parameter in gm.parameters()}
+    if not dtypes:
+        return None
     widest = torch.float32
     for dtype in dtypes:
         widest = torch.promote_types(widest, dtype)
