@@ -24,8 +24,10 @@ from rmfx.plan.pricing import OnStep
 from rmfx.plan.value import Plan
 from rmfx.report import Report
 from rmfx.rewrite import rewrite, run
+from rmfx.untouched import leaves_untouched
 
 
+@leaves_untouched
 @uncollected
 def convert(
     model: nn.Module | ExportedProgram,
@@ -129,6 +131,7 @@ def _convert(
     return rewrite(model, example_inputs, kwargs, options, verify)
 
 
+@leaves_untouched
 @uncollected
 def explain(
     model: nn.Module | ExportedProgram,
@@ -190,6 +193,7 @@ def _part_converter(options: Options, verify: bool | None) -> Callable[..., fx.G
     return convert_part
 
 
+@leaves_untouched
 @uncollected
 def make_plan(
     model: nn.Module | ExportedProgram,
@@ -236,6 +240,7 @@ def make_plan(
     return plan_network(model, *given, options, cache=PriceCache(cache), on_step=on_step)
 
 
+@leaves_untouched
 def apply_plan(
     plan: Plan,
     model: nn.Module | ExportedProgram,

@@ -22,8 +22,10 @@ from rmfx.graph.rule import PassResult
 from rmfx.passes.lower_carried import LowerCarried
 from rmfx.prepare import prepare
 from rmfx.rewrite import finished
+from rmfx.untouched import leaves_untouched
 
 
+@leaves_untouched
 @uncollected
 def lower(
     plain: nn.Module,

@@ -17,6 +17,7 @@ from rmfx.errors import RmfxError, UnsupportedModelError
 from rmfx.inputs import without_absent
 from rmfx.modules import SizeGuard
 from rmfx.report import report
+from rmfx.untouched import leaves_untouched
 
 SMALLER = (1 / 8, 1 / 64, 1 / 512)  # inputs on which a network is compared that amplifies rounding on larger ones
 PROBE = 1e-6  # relative change of one carried tap that every comparison must see
@@ -55,6 +56,7 @@ class Verification:
         return text + (f"; not exercised by these inputs: {', '.join(self.untested)}" if self.untested else "")
 
 
+@leaves_untouched
 def verify(
     original: nn.Module,
     converted: nn.Module,
