@@ -263,12 +263,34 @@ def test_only_graph_modules_are_saved(tmp_path: Path) -> None:
         (".", "it is a folder; give the name of a file"),
         ("/proc/net.rmfx", "cannot write /proc/net.rmfx"),
         ("a\0b", "is no path"),
+        ("a" * 256, "File name too long"),
     ],
 )
 def test_a_path_that_cannot_be_written(path: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=reason):
         save(everything()[0], os.path.join(tmp_path, path))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(FileFormatError, match="it is a pipe or a device and no file"):
+            save(everything()[0], tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo() and sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(FileFormatError, match="Too many levels of symbolic links"):
+        save(everything()[0], tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    name = "日" * 85  # 255 bytes
+    assert save(everything()[0], tmp_path / name).is_file() and os.listdir(tmp_path) == [name]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:

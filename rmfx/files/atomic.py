@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def replacing(path: str | os.PathLike[str], error: type[RmfxError]) -> Iterator[
     >>> target.read_text(), [entry.name for entry in target.parent.iterdir()]
     ('whole', ['note.txt'])
     """
-    target = _real(path, error)
+    target = demand_writable(path, error)
     folder = _scratch_folder(target, error)
     try:
         yield folder / target.name
@@ -46,24 +47,38 @@ def replacing(path: str | os.PathLike[str], error: type[RmfxError]) -> Iterator[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _real(path: str | os.PathLike[str], error: type[RmfxError]) -> Path:
-    """Where ``path`` leads when its symbolic links are followed."""
+def demand_writable(path: str | os.PathLike[str], error: type[RmfxError]) -> Path:
+    """Where ``path`` leads when its symbolic links are followed, if a file can be written there; nothing is written.
+
+    What exists and is no regular file is refused: a pipe or a device would be replaced by a file of that name.
+
+    Raises:
+        error: with what is in the way.
+    """
     try:
-        return Path(os.path.realpath(path))
+        target = Path(os.path.realpath(path))
     except (TypeError, ValueError) as problem:  # no path at all, or a zero byte in it
         raise error(f"{path!r} is no path: {problem}") from problem
+    if os.path.isdir(target):
+        raise error(f"cannot write {target}: it is a folder; give the name of a file")
+    if not os.path.isdir(target.parent):
+        raise error(f"cannot write {target}: there is no folder {target.parent}; create it first")
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target
+    except OSError as problem:  # a name that is too long, links in a circle
+        raise error(f"cannot write {target}: {_reason(problem)}") from problem
+    if not stat.S_ISREG(mode):
+        raise error(f"cannot write {target}: it is a pipe or a device and no file, and would be lost")
+    if not os.access(target, os.W_OK):
+        raise error(f"cannot write {target}: the file there is read-only")
+    return target
 
 
 def _scratch_folder(target: Path, error: type[RmfxError]) -> Path:
-    """Make the scratch folder, or say why ``target`` cannot be written."""
-    if target.is_dir():
-        raise error(f"cannot write {target}: it is a folder; give the name of a file")
-    if not target.parent.is_dir():
-        raise error(f"cannot write {target}: there is no folder {target.parent}; create it first")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise error(f"cannot write {target}: the file there is read-only")
     try:
-        return Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        return Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.", dir=target.parent))  # 50 are at most 200 bytes
     except OSError as problem:
         raise error(f"cannot write {target}: {_reason(problem)}") from problem
 
