@@ -196,7 +196,9 @@ def test_strict_leaves_with_3_when_a_sum_is_refused(rmfx_command: Runner, nets: 
         (("explain", "mine.py:net", "--input-shape", "3,4,4", "--size", 4), "exclude each other"),
         (("explain", "mine.py:net", "--weights", "w.pt", "--pretrained"), "exclude each other"),
         (("convert", "mine.py:net", "-o", "plain.txt"), "the name must end in .rmfx or .onnx"),
-        (("convert", "mine.py:net", "-o", "nowhere/plain.rmfx"), "the folder nowhere does not exist"),
+        (("convert", "mine.py:net", "-o", "nowhere/plain.rmfx"), "nowhere; create it first"),
+        (("convert", "mine.py:net", "-o", "a" * 251 + ".rmfx"), "File name too long"),
+        (("convert", "mine.py:net", "-o", "folder.rmfx"), "it is a folder; give the name of a file"),
         (("convert", "mine.py:net"), "--output"),
         (("explain", "mine.py:net", "--carrier", "pigeon"), "pigeon"),
         (("explain", "mine.py:net", "--size", 9, "--policy", "layer9"), "policy names 'layer9'"),
@@ -209,6 +211,7 @@ def test_bad_requests_leave_with_2_and_one_message(
     rmfx_command: Runner, nets: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     Path("bad.rmfx").write_bytes(b"not a network")
+    Path("folder.rmfx").mkdir()
     before = sorted(nets.iterdir())
     done = rmfx_command(*arguments)
     assert done.code == 2

@@ -11,7 +11,8 @@ import typer
 
 from rmfx.cli import console
 from rmfx.deploy.signature import Signature, read_signature
-from rmfx.errors import PartialConversionWarning
+from rmfx.errors import PartialConversionWarning, RmfxError
+from rmfx.files.atomic import demand_writable
 from rmfx.report import Report
 
 REFUSED = 3
@@ -42,12 +43,12 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse an output path early, before any long work.
 
     Raises:
-        typer.BadParameter: for an unknown suffix or a folder that does not exist.
+        typer.BadParameter: for an unknown suffix.
+        RmfxError: when no file can be written there.
     """
     if path.suffix not in suffixes:
         raise typer.BadParameter(f"{path}: the name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"{path}: the folder {path.parent} does not exist")
+    demand_writable(path, RmfxError)
 
 
 def one_output(argument: Path | None, option: Path | None) -> Path:
