@@ -8,6 +8,7 @@
 9
 """
 
+from rmfx import abort  # noqa: F401  # first: all others import torch
 from rmfx.check.plain import to_sequential
 from rmfx.check.precision_gaps import PrecisionGap, PrecisionGaps, precision_gaps
 from rmfx.check.verify import Verification, verify

@@ -63,6 +63,22 @@ def untraceable():
     return nn.Sequential(nn.Conv2d(3, 4, 3), Branching())
 """
 
+SLOW = """
+import sys
+import time
+
+from rmfx import cli
+from rmfx.files import archive
+
+def slow(tensors, target, metadata):
+    target.write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+
+archive.save_file = slow
+cli.main()
+"""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -302,12 +318,13 @@ def test_parsers() -> None:
     assert options.parse_policy("a.0,b") == ["a.0", "b"]
 
 
-def test_ctrl_c_leaves_with_130_and_no_file(nets: Path) -> None:
-    slow = "import time\nfrom mine import net\ndef slow():\n    print('ready', flush=True)\n    time.sleep(60)\n"
-    (nets / "slow.py").write_text(slow)
-    command = "from rmfx.cli import main; main()"
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_leaves_with_its_code_and_no_file(number: int, code: int, said: str, nets: Path) -> None:
+    (nets / "slow.py").write_text(SLOW)
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "convert", "slow.py:slow", "--size", "9", "-o", "out.rmfx"],
+        [sys.executable, "-c", "import slow", "convert", "mine.py:net", "--size", "9", "-o", "out.rmfx"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -315,13 +332,28 @@ def test_ctrl_c_leaves_with_130_and_no_file(nets: Path) -> None:
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"  # printed by the file, kept off standard output
-    process.send_signal(signal.SIGINT)
+    assert "ready\n" in process.stderr  # printed by the file, kept off standard output
+    assert [path.name for path in nets.iterdir() if path.name.startswith(".out.rmfx.")]
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
-    assert err.endswith("error: interrupted\n")
+    assert (process.returncode, out) == (code, "")
+    assert err.endswith(f"error: {said}\n")
     assert "Traceback" not in err
     assert sorted(path.name for path in nets.iterdir()) == ["mine.py", "slow.py"]
+
+
+def test_ctrl_c_while_the_command_imports_is_told_alike(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    paths = os.pathsep.join((str(tmp_path), str(Path(rmfx.__file__).parent.parent)))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*arguments: str) -> Done:
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    assert run("-m", "rmfx", "--version") == Done(130, "", "error: interrupted\n")
+    assert run("-c", "import sys; sys.argv = ['/bin/rmfx']; import rmfx") == Done(130, "", "error: interrupted\n")
+    assert "KeyboardInterrupt" in run("-c", "import rmfx").err  # a program of somebody else's
 
 
 def test_the_console_script_is_installed() -> None:

@@ -8,17 +8,21 @@ Exit codes:
     3  done, but with ``--strict`` and some residual sums refused
     4  done, but only for parts of the model: its code as a whole cannot be followed
     130  interrupted with Ctrl-C; no half-written file is left
+    143  terminated by SIGTERM; the same
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from rmfx import debug
+from rmfx import abort, debug
 from rmfx.cli import console
 from rmfx.cli.bench import bench
 from rmfx.cli.convert import convert
@@ -34,7 +38,8 @@ from rmfx.cli.train import train
 from rmfx.cli.verify import verify
 from rmfx.errors import ExportError, InexactError, NormalFormError, NotPlainError, RmfxError, VerificationError
 
-_FAILED, _BAD_REQUEST, _INTERRUPTED = 1, 2, 130
+_FAILED, _BAD_REQUEST, _TERMINATED = 1, 2, 128 + signal.SIGTERM
+_LEAVING = {abort.INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
 _FAILURES = (ExportError, InexactError, NormalFormError, NotPlainError, VerificationError)
 
 _HELP = """Remove the residual connections of a PyTorch network, exactly.
@@ -44,7 +49,7 @@ standard output, progress and errors to standard error.
 
 Exit codes: 0 done; 1 the result is wrong or could not be made; 2 the request cannot be carried out as written;
 3 some residual sums were refused and --strict was given; 4 only parts of the model could be converted;
-130 interrupted. RMFX_DEBUG=1 adds tracebacks.
+130 interrupted; 143 terminated. RMFX_DEBUG=1 adds tracebacks.
 """
 
 app = typer.Typer(name="rmfx", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -75,13 +80,38 @@ def main() -> None:
         console.fail(str(error))
         sys.exit(_BAD_REQUEST)
     try:
-        app()
+        with _leaving_cleanly():
+            app()
     except RmfxError as error:
         if show_traceback:
             raise
         console.fail(str(error))
         sys.exit(_FAILED if isinstance(error, _FAILURES) else _BAD_REQUEST)
     except SystemExit as leaving:
-        if leaving.code == _INTERRUPTED:
-            console.fail("interrupted")
+        if leaving.code in _LEAVING:
+            console.fail(_LEAVING[leaving.code])
         raise
+
+
+@contextlib.contextmanager
+def _leaving_cleanly() -> Iterator[None]:
+    """Let both signals that end a command raise an exception, so that scratch files are removed on the way out."""
+    ours = [(number, old, new) for number, old, new in _HANDLERS if signal.getsignal(number) == old]
+    for number, _, new in ours:
+        signal.signal(number, new)
+    try:
+        yield
+    finally:
+        for number, old, _ in ours:
+            signal.signal(number, old)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    sys.exit(_TERMINATED)
+
+
+# A signal that somebody else handles, or that nohup ignores, stays theirs.
+_HANDLERS: tuple[tuple[signal.Signals, Any, Any], ...] = (
+    (signal.SIGINT, abort.leave, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL, _terminate),
+)
