@@ -83,6 +83,12 @@ def test_inputs_that_are_not_contiguous_or_need_gradients(tmp_path: Path) -> Non
     assert torch.equal(session.run(strange)[0], expected)
 
 
+def test_a_view_that_negates_is_negated(net: Path) -> None:
+    x = torch.randn(SHAPE)
+    with rmfx.Session(net) as session:
+        assert torch.equal(session(torch._neg_view(x))[0], session(-x)[0])
+
+
 def test_inputs_by_position_and_by_name(tmp_path: Path) -> None:
     session = rmfx.Session(two_inputs(tmp_path))
     x, y = torch.randn(2, 3), torch.randn(2, 3)

@@ -177,7 +177,7 @@ class Session:
                 raise RmfxError(f"{told}: dimension {axis} must be {wanted}")
         if value.device != self.device:
             raise RmfxError(f"{told} on {value.device}: move it with .to({str(self.device)!r}), where the session runs")
-        return value.detach().contiguous()
+        return value.detach().resolve_neg().contiguous()  # a view that negates lies in memory as it was
 
     def bound(self, *inputs: Tensor, **named: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         """A call that runs the file on these very tensors, bound once: for many runs on one place in memory.
