@@ -81,6 +81,17 @@ def test_a_network_with_two_inputs_and_nested_outputs(
         assert np.allclose(array, tensor.detach().numpy(), rtol=1e-4, atol=1e-3)
 
 
+class Two(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x) - 2 * y
+
+
+def test_the_same_tensor_given_twice_is_two_inputs(tmp_path: Path) -> None:
+    x, y = torch.randn(2, 2, 5)
+    with rmfx.Session(export(Two().eval(), tmp_path / "two.onnx", (x, x))) as session:
+        assert len(session.inputs) == 2 and torch.equal(session(x, y)[0], Two()(x, y))
+
+
 @pytest.mark.parametrize("name", ["basic_projection", "inverted_relu6"])
 def test_converted_networks(name: str, tmp_path: Path) -> None:
     model, x = nets.build(name)

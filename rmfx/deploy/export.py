@@ -144,7 +144,7 @@ def _as_tuple(example_inputs: object) -> tuple[Tensor, ...]:
         )
     if inputs[0].dim() == 0:
         raise ExportError("the first example input has no dimensions, so there is no batch axis; give a batched tensor")
-    return tuple(inputs)
+    return tuple(value.detach().clone() for value in inputs)  # torch.onnx takes one tensor given twice for one input
 
 
 def _demand_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
