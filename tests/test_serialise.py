@@ -335,6 +335,18 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
     assert steps(load(link)) == steps(everything()[0])
 
 
+def test_a_file_replaced_while_it_is_read_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = chain(nn.Linear(3, 4)), chain(nn.Linear(3, 4), nn.Linear(4, 5))
+    path, reopened = save(networks[0], tmp_path / "net.rmfx"), torch.UntypedStorage.from_file
+
+    def another_writer(*arguments: Any, **options: Any) -> torch.UntypedStorage:
+        save(networks[1], path)
+        return reopened(*arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", another_writer)
+    assert steps(load(path)) in [steps(network) for network in networks]
+
+
 def test_a_saved_file_is_as_readable_as_any_new_one(tmp_path: Path) -> None:
     ordinary = tmp_path / "ordinary"
     ordinary.touch()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from rmfx.files.values import Json, fields
 KEY = "rmfx"
 VERSION = 1
 HEADER_LIMIT = 90_000_000  # safetensors reads headers up to 100 MB; the rest is left for the table of tensors
+_LENGTH = 8  # bytes at the head of the file, which hold the length of its header
 _FIELDS = {"version": int, "sha256": str, "content": object}
 
 
@@ -85,11 +87,12 @@ def _open(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tenso
     if not Path(path).is_file():
         raise FileFormatError(f"cannot read {path}: there is no such file")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            # Cloned, since the tensors of safetensors view the mapped file, and the file may be replaced.
-            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        whole = Path(path).read_bytes()  # at once: `safe_open` opens the path twice, and it may be replaced in between
+        tensors = safetensors_load(whole)
+        header = json.loads(whole[_LENGTH : _LENGTH + int.from_bytes(whole[:_LENGTH], "little")])
     except Exception as problem:  # the parser of safetensors and torch's dtypes fail in many classes
         raise FileFormatError(f"cannot read {path}: it is no whole .rmfx file ({problem})") from problem
+    return header.get("__metadata__") or {}, tensors
 
 
 def _parse(path: str | os.PathLike[str], text: str) -> Any:
