@@ -200,6 +200,8 @@ CASES = [
     Case("Reshape", (ints(0, -1),)),
     Case("Reshape", (ints(-1, 224),)),
     Case("Reshape", (ints(0, 2, 2, 0, -1),)),
+    Case("Flatten", attributes={"axis": 4}),
+    Case("Flatten", shape=(5,)),
     Case("Flatten"),
     Case("Flatten", attributes={"axis": 0}),
     Case("Flatten", attributes={"axis": -1}),

@@ -203,6 +203,40 @@ def test_free_sizes_come_from_the_caller(tmp_path: Path) -> None:
         signature.examples((4, 9, 9))
 
 
+def test_a_negative_size_is_a_free_one(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["s"], end=1), helper.make_node("Concat", ["s", "k"], ["t"], axis=0)]
+    nodes += [helper.make_node("Reshape", ["x", "t"], ["y"])]
+    path = write(tmp_path / "in.onnx", nodes, constants={"k": ints(2, 6)}, inputs={"x": (-1, 3, 4)})
+    assert read_signature(path).batched == (True,)
+    assert rmfx.from_onnx(path)(torch.randn(5, 3, 4)).shape == (5, 2, 6)
+
+
+TAKEN = [
+    ("self", ("left/x", "right/x")),
+    ("graph", ("self", "graph")),
+    ("meta", ("torch", "meta")),
+    ("/graph/conv/Conv", ("code", "x")),
+]
+
+
+@pytest.mark.parametrize(("name", "names"), TAKEN)
+@torch.no_grad()
+def test_no_name_is_taken(name: str, names: tuple[str, str], tmp_path: Path) -> None:
+    """Neither by another input, nor by what torch calls its own, nor by Python."""
+    nodes = [
+        helper.make_node("Conv", [names[0], "training"], ["c"], name),
+        helper.make_node("Add", ["c", names[1]], ["s"], "delete_submodule"),
+        helper.make_node("Mul", ["s", "forward"], ["y"], "torch"),
+    ]
+    constants = {"training": draw(4, 4, 1, 1), "forward": draw(4, 1, 1)}
+    path = write(tmp_path / "in.onnx", nodes, constants=constants, inputs=dict.fromkeys(names, IMAGE))
+    model, inputs = rmfx.from_onnx(path), read_signature(path).examples(batch=2)
+    agree(path, model, *inputs)
+    plain = rmfx.convert(model, inputs)
+    rmfx.export(plain, tmp_path / "out.onnx", inputs, like=path, check=False)
+    assert [entry.name for entry in read_signature(tmp_path / "out.onnx").inputs] == [*names]
+
+
 REFUSED = [
     ("Conv", "its weight is computed from the network's input", [helper.make_node("Conv", ["x", "x"], ["y"], "n")]),
     (
@@ -251,6 +285,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no protobuf")
     with pytest.raises(OnnxImportError, match="is no valid ONNX file"):
         rmfx.from_onnx(tmp_path / "text.onnx")
+    large = write(tmp_path / "large.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], constants={"w": draw(8)})
+    onnx.save(onnx.load(large), str(large), save_as_external_data=True, location="w.data", size_threshold=0)
+    (tmp_path / "w.data").write_bytes(b"\0" * 31)
+    with pytest.raises(OnnxImportError, match="large.onnx: the data of 'w' cannot be read"):
+        rmfx.from_onnx(large)
     old = write(tmp_path / "old.onnx", [helper.make_node("Relu", ["x"], ["y"])], opset=6)
     with pytest.raises(OnnxImportError, match="opset 6, rmfx reads 7 and later"):
         rmfx.from_onnx(old)

@@ -113,8 +113,14 @@ def _input(path: str, entry: onnx.ValueInfoProto) -> Input:
     tensor = entry.type.tensor_type
     if tensor.elem_type not in _DTYPES or not tensor.HasField("shape"):
         raise OnnxImportError(f"{path}: the input {entry.name!r} is no tensor whose type and dimensions are known")
-    shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or "?" for size in tensor.shape.dim)
+    shape = tuple(_size(size) for size in tensor.shape.dim)
     return Input(entry.name, _DTYPES[tensor.elem_type], shape)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    """A negative number is a free size, as onnxruntime has it: exporters write -1."""
+    fixed = dim.HasField("dim_value") and dim.dim_value >= 0
+    return dim.dim_value if fixed else dim.dim_param or "?"
 
 
 def _filled(shape: list[int | str], size: int) -> list[int | str]:

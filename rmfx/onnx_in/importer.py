@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from rmfx.deploy import runtime
 from rmfx.deploy.onnx_check import check_file
 from rmfx.deploy.signature import Signature, read_signature
-from rmfx.errors import ExportError, OnnxImportError, VerificationError
+from rmfx.errors import ExportError, OnnxImportError, RmfxError, VerificationError
 from rmfx.onnx_in import arithmetic, linear, pointwise, pooling, shaping
 from rmfx.onnx_in.call import DTYPES, Call, Rules, Value, as_tensor
 from rmfx.onnx_in.reading import Opened, open_file
@@ -131,7 +131,9 @@ def _compare(network: fx.GraphModule, opened: Opened, signature: Signature, exam
         check_file(opened.path, network, inputs, signature.batched, "cpu")
     except ExportError as problem:
         raise VerificationError(f"{opened.path}, imported, does not compute what the file does: {problem}") from problem
-    except (RuntimeError, TypeError, ValueError) as problem:
+    except RmfxError:
+        raise
+    except Exception as problem:  # torch raises many classes
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
         raise OnnxImportError(
             f"{opened.path}, imported, does not run on inputs of shape {shapes}: {problem}"

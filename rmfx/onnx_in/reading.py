@@ -46,15 +46,36 @@ def open_file(path: str | os.PathLike[str]) -> Opened:
         model = ir.load(path)
     except Exception as problem:  # protobuf, onnx and onnx-ir raise classes of their own
         raise OnnxImportError(f"{path} is no valid ONNX file: {_first_line(problem)}") from problem
+    _demand_data(model, path)
     opset = next((model.opset_imports[domain] for domain in _STANDARD if domain in model.opset_imports), None)
     if opset is None or opset < OLDEST_OPSET:
         raise OnnxImportError(
             f"{path} is of opset {opset}, rmfx reads {OLDEST_OPSET} and later: "
             "onnx.version_converter.convert_version brings it there"
         )
+    _free_sizes(model)
     with quiet():
         _simplify(model)
     return Opened(path, model, opset)
+
+
+def _demand_data(model: ir.Model, path: Path) -> None:
+    """Find data in files of their own that is not all there; what is there is only mapped."""
+    for name, value in model.graph.initializers.items():
+        try:
+            assert value.const_value is not None
+            value.const_value.numpy()
+        except Exception as problem:  # numpy's and onnx-ir's classes
+            raise OnnxImportError(f"{path}: the data of {name!r} cannot be read: {_first_line(problem)}") from problem
+
+
+def _free_sizes(model: ir.Model) -> None:
+    """Sizes below 0 are free, as onnxruntime has it; shape inference would compute with them."""
+    values = (output for node in model.graph for output in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *values):
+        if value.shape is not None:
+            sizes = (None if isinstance(size, int) and size < 0 else size for size in value.shape)
+            value.shape = ir.Shape(sizes)
 
 
 def _simplify(model: ir.Model) -> None:

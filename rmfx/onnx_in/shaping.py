@@ -59,6 +59,8 @@ def flatten(call: Call) -> Value:
     axis, source = call.attribute("axis", 1), call.tensor()
     if axis < 0:
         axis += call.rank()
+    if axis and axis == len(call.shape() or ()):
+        return call.function(torch.unsqueeze, call.function(torch.flatten, source), 1)
     if axis == 1:
         return call.function(torch.flatten, source, 1)
     flat = call.function(torch.flatten, source, axis) if axis else call.function(torch.flatten, source)

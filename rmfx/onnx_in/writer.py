@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, fx, nn
 
+_NETWORK = fx.GraphModule(nn.Module(), fx.Graph())
 _SCOPES = "pkg.torch.onnx.name_scopes"  # what torch.onnx notes at each node: the modules that it lay in
 
 
@@ -38,6 +39,7 @@ class Writer:
     def input(self, name: str) -> fx.Node:
         """A new input of the network."""
         made = self.graph.placeholder(_word(name))
+        made.target = made.name  # which is unique in the graph, and no name that generated code uses
         made.meta.update(place="", line=None)
         return made
 
@@ -143,12 +145,13 @@ def _name(node: ir.Node) -> str:
 def _word(name: str) -> str:
     """``name`` without what may not stand in the name of a module."""
     word = re.sub(r"\W+", "_", name.rpartition("/")[2]).strip("_") or "value"
-    return f"{word}_" if keyword.iskeyword(word) else word
+    return f"{word}_" if keyword.iskeyword(word) or word == "self" else word
 
 
 def _free(owner: nn.Module, word: str) -> str:
+    """``word``, or with a number behind it where ``owner``, or the finished network, has something of that name."""
     name, count = word, 0
-    while hasattr(owner, name):
+    while hasattr(owner, name) or hasattr(_NETWORK, name):
         count += 1
         name = f"{word}_{count}"
     return name
