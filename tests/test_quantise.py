@@ -21,7 +21,7 @@ import rmfx
 from rmfx.cli.app import app
 from rmfx.deploy import runtime
 from rmfx.deploy.balance import balance, best_factors
-from rmfx.errors import ExportError, OnnxImportError, RmfxError, RuntimeUnavailableError
+from rmfx.errors import ExportError, OnnxImportError, RmfxError, RuntimeUnavailableError, VerificationError
 from rmfx.hostile import randomise
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
@@ -212,6 +212,24 @@ def test_balancing_leaves_what_it_must_not_touch() -> None:
     assert all(torch.equal(value, after[name]) for name, value in network.state_dict().items())
     pair = fx.symbolic_trace(nn.Sequential(*Untouched().convs[:2]).eval())
     assert not torch.equal(balance(pair, [X]).get_parameter("1.weight"), pair.get_parameter("1.weight"))
+
+
+def test_balancing_looks_at_the_axis_of_the_channels() -> None:
+    """A linear layer behind a convolution reads columns of its images, which may be as many as its channels."""
+    pair = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 4)).double().eval()
+    with torch.no_grad():
+        pair[2].weight[:, :4] *= 0.01  # scaling pays
+    x = X[:4, :, :8, :8].double()
+    network = rmfx.convert(pair, x)
+    balanced = balance(network, [x], verify=False)
+    assert torch.equal(balanced(x), network(x))
+
+
+def test_balancing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = merging()
+    monkeypatch.setattr("rmfx.deploy.balance._multiply", lambda weight, factors: weight.data.mul_(2))
+    with pytest.raises(VerificationError, match="differ"):
+        balance(network, [X])
 
 
 def test_balancing_needs_data_that_is_finite() -> None:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from rmfx.check.verify import verify as verify_models
 from rmfx.errors import RmfxError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,7 +42,9 @@ _LARGEST = 10.0  # of the exponents of two: no number comes near the ends of its
 _TINY = 1e-12
 
 
-def balance(network: fx.GraphModule, data: Iterable[Tensor | Sequence[Tensor]]) -> fx.GraphModule:
+def balance(
+    network: fx.GraphModule, data: Iterable[Tensor | Sequence[Tensor]], *, verify: bool = True
+) -> fx.GraphModule:
     """A copy of ``network`` whose channels are scaled for int8; it computes the same numbers.
 
     Layers are taken in pairs, the first read by the second alone. Others, and clamped ones (ReLU6), stay as they are.
@@ -49,9 +52,11 @@ def balance(network: fx.GraphModule, data: Iterable[Tensor | Sequence[Tensor]]) 
     Args:
         network: of :func:`rmfx.convert`, in eval mode; not changed.
         data: inputs like those that it will be quantised with, on its device.
+        verify: compare ``network`` and the result in float64, at the shapes of the first batch.
 
     Raises:
         RmfxError: when there is no data, or a value of the network is not finite on it.
+        VerificationError: when the result differs, which is a bug of rmfx.
 
     >>> import rmfx
     >>> x = torch.randn(2, 3, 9, 9)
@@ -62,17 +67,20 @@ def balance(network: fx.GraphModule, data: Iterable[Tensor | Sequence[Tensor]]) 
     balanced = copy.deepcopy(network)
     pairs = [*_pairs(balanced)]
     hooks = [hook for pair in pairs for hook in pair.watch()]
-    batches = 0
+    first: tuple[Tensor, ...] | None = None
     with torch.no_grad():
         for batch in data:
-            balanced(*((batch,) if isinstance(batch, Tensor) else batch))
-            batches += 1
-    if not batches:
+            inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            balanced(*inputs)
+            first = first or inputs
+    if first is None:
         raise RmfxError("there is no data to balance the network with: give at least one batch of inputs")
     for hook in hooks:
         hook.remove()
     for pair in pairs:
         pair.scale()
+    if verify:
+        verify_models(network, balanced, first, quick=True)
     return balanced
 
 
@@ -80,7 +88,7 @@ class _Seen:
     """What passed a place: smallest, largest and mean square of each channel. Zero is always in the range."""
 
     def __init__(self, layer: Any) -> None:  # a convolution or nn.Linear
-        self.axis = -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.dim()
+        self.axis = _axis(layer)
         self.low = self.high = self.squares = torch.zeros(())
         self.batches = 0
 
@@ -161,7 +169,7 @@ def _pairs(network: fx.GraphModule) -> Iterator[_Pair]:
         first = own.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(first, _LINEAR):
             between, second = _reader(node, own)
-            if second is not None and second.weight.shape[1] * _groups(second) == len(first.weight):
+            if second is not None and _share_channels(first, second):
                 yield _Pair(node.name, first, second, any(isinstance(layer, _SEPARATE) for layer in between))
 
 
@@ -175,6 +183,16 @@ def _reader(node: fx.Node, own: dict[str, nn.Module]) -> tuple[list[nn.Module], 
             return between, layer if isinstance(layer, _LINEAR) else None
         between.append(layer)
     return between, None
+
+
+def _share_channels(first: Any, second: Any) -> bool:
+    """Whether ``second`` reads as channels what ``first`` makes as channels: nn.Linear behind a conv reads columns."""
+    return _axis(first) == _axis(second) and second.weight.shape[1] * _groups(second) == len(first.weight)
+
+
+def _axis(layer: Any) -> int:
+    """Of the channels, from the end: a batch may be missing."""
+    return -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.dim()
 
 
 def _groups(layer: Any) -> int:
