@@ -39,11 +39,12 @@ def lower(
     The channels are found in the weights alone (:mod:`rmfx.passes.lower_carried`), so the network may have been saved,
     pruned or read from ONNX since it was converted. Of a pruned one, what is left of a shortcut is restored.
 
-    Batch norms that were kept stay. On carried channels they are the identity (equation 2), but for the rounding of
-    their scales, which is gone from the result. Training changes them: prune, lower, then train on.
+    Batch norms that were kept stay, and so do dropouts. On carried channels norms are the identity (equation 2), but
+    for the rounding of their scales, which is gone from the result. Training changes them: prune, lower, then train on.
 
     Args:
-        plain: a network as :func:`rmfx.convert` leaves it, in eval mode; it is left untouched.
+        plain: a network as :func:`rmfx.convert` leaves it; it is left untouched. In training mode it is taken for what
+            it computes in eval mode, and the result is in training mode, too.
         example_inputs: a tensor or a tuple of positional inputs. Optional: they let costs be counted and the result be
             verified, at their shapes.
         value_ranges: what is known of values, as for :func:`rmfx.convert`, where channels are carried by a shift.
@@ -65,7 +66,7 @@ def lower(
     >>> report(lowered).totals.macs_after <= report(plain).totals.macs_before
     True
     """
-    prepared = prepare(plain, example_inputs, {}, value_ranges=value_ranges)
+    prepared = prepare(plain, example_inputs, {}, keep_bn=True, value_ranges=value_ranges)
     results = _until_settled(prepared.gm)
     report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
     sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()
@@ -94,9 +95,9 @@ def _until_settled(gm: fx.GraphModule) -> tuple[PassResult, ...]:
     """Sweep until nothing changes: outer runs before the ones they enclose, then those whose outer run stays."""
     results: list[PassResult] = []
     for rule in (LowerCarried(), LowerCarried(patient=False)):
-        results += run_passes(gm, (rule,), want_all)
+        results += run_passes(gm, (rule,), want_all, keep_dropout=True)
         while results[-1].changed:
-            results += run_passes(gm, (rule,), want_all)
+            results += run_passes(gm, (rule,), want_all, keep_dropout=True)
     done = tuple(applied for result in results for applied in result.applied)
     return (PassResult(LowerCarried.name, done, results[-1].refused),)
 

@@ -236,6 +236,18 @@ def test_norms_stay_and_carried_channels_do_not(name: str) -> None:
     assert rmfx.report(lowered).passes[0].applied == rmfx.report(lower(rmfx.convert(model, x), x)).passes[0].applied
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_dropouts_stay(training: bool) -> None:
+    model, x = build("basic_chain")
+    model = nn.Sequential(model, nn.Dropout(0.25)).train(training)
+    plain = rmfx.convert(model, x, keep_bn=True)
+    lowered = lower(plain, x)
+    assert [layer.p for layer in lowered.modules() if isinstance(layer, nn.Dropout)] == [0.25]
+    assert rmfx.report(lowered).passes[0].applied > 0
+    assert all(layer.training is training for layer in lowered.modules())
+    assert_equivalent(model.eval(), lowered.eval(), x)
+
+
 def test_norms_of_single_precision_are_compared_as_if_they_were_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = build("basic_chain")
     plain = rmfx.calibrate(rmfx.convert(model.float(), x.float(), keep_bn=True), [hostile(*x.shape).float()])
