@@ -112,6 +112,23 @@ def test_channels_that_stand_for_constants_stay_constant() -> None:
     assert homes > 0 and silent >= homes
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_how_images_lie_in_batches_does_not_matter(size: int) -> None:
+    torch.manual_seed(0)
+    model = with_twins(2, bias=True)
+    images, fresh = (8 * torch.randn(count, 4, 9, 9, dtype=torch.float64) for count in (32, 2))
+    data: Batches = [(batch, None) for batch in images.split(size)]
+    pruned = prune(model, fresh, threshold=0.5, importance=the_twins, calibration=data)
+    assert pruned.error < 1e-6
+
+
+def test_one_image_alone_changes_nothing() -> None:
+    whole = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 2, 1)))
+    narrow = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 2, 1)))
+    assert reconstruct(narrow, whole, {"0": torch.arange(2)}, [(torch.randn(1, 3, 8, 8), None)]) == 0
+    assert reconstruct(narrow, whole, {"0": torch.arange(2)}, [(torch.randn(2, 3, 8, 8), None)]) == 1
+
+
 def test_no_data_is_an_error() -> None:
     net = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(RmfxError, match="reconstruction needs batches"):

@@ -92,6 +92,8 @@ class _Moments:
 def _solve(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
     """Change ``layer`` by the best ``D``; ``pairs`` are what it reads, and what its output misses."""
     halves = _moments(layer, pairs)
+    if len(halves) < 2:  # of a single image: nothing tells whether what fits it fits others
+        return False
     losses = [halves[1].loss(halves[0].change(ridge)) for ridge in _RIDGES]
     best = min(range(len(losses)), key=losses.__getitem__)
     if not losses[best] < 0:
@@ -108,10 +110,13 @@ def _solve(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
 
 
 def _moments(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> list[_Moments]:
-    """Those of every other image, and of the rest."""
-    groups, found, random = getattr(layer, "groups", 1), [], torch.Generator().manual_seed(0)
+    """Those of every other image, counted over all batches, and of the rest, if there are others."""
+    groups, random = getattr(layer, "groups", 1), torch.Generator().manual_seed(0)
+    found: tuple[list[_Moments], list[_Moments]] = [], []
+    images = 0
     for read, missing in pairs:
-        for part in (slice(0, None, 2), slice(1, None, 2)):
+        for half in range(min(2, len(read))):
+            part = slice(half, None, 2)
             patches, wanted = _columns(layer, read[part]), _positions(layer, missing[part])
             chosen = torch.randperm(len(patches), generator=random)[: _POSITIONS * len(read[part])]
             patches, wanted = (x[chosen.to(x.device)].double().cpu() for x in (patches, wanted))
@@ -119,8 +124,9 @@ def _moments(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> list[_
                 patches = torch.cat([patches, torch.ones_like(patches[..., :1])], -1)
             gram = torch.einsum("pgi,pgj->gij", patches, patches)
             cross = torch.einsum("pgo,pgi->goi", wanted.unflatten(1, (groups, -1)), patches)
-            found.append(_Moments(gram, cross))
-    return [reduce(add, found[half::2]) for half in (0, 1)]
+            found[(images + half) % 2].append(_Moments(gram, cross))
+        images += len(read)
+    return [reduce(add, half) for half in found if half]
 
 
 def _errors(
