@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from rmfx.measure.target import Target
 from rmfx.options import Options, Policy
 from rmfx.partial import find_parts
 from rmfx.plan.auto import plan_network
-from rmfx.plan.cache import FOLDER, PriceCache
+from rmfx.plan.cache import Folder, PriceCache
 from rmfx.plan.pricing import OnStep
 from rmfx.plan.value import Plan
 from rmfx.report import Report
@@ -204,7 +203,7 @@ def make_plan(
     carrier: str = "auto",
     concat: bool = False,
     value_ranges: Mapping[str, Any] | None = None,
-    cache: str | os.PathLike[str] | None = FOLDER,
+    cache: Folder = True,
     on_step: OnStep | None = None,
 ) -> Plan:
     """Decide, place by place, what makes ``model`` faster on ``target``; changes nothing.
@@ -218,7 +217,9 @@ def make_plan(
         model: as for :func:`convert`; in eval mode.
         example_inputs: a tensor or a tuple of tensors; the plan is for their shapes.
         target, measure, carrier, concat, value_ranges: as for :func:`convert`.
-        cache: the folder of measured prices, by shape, machine and versions; ``None`` to remember none.
+        cache: the folder of measured prices, by shape, machine and versions; ``True`` for ``rmfx/prices`` in the user's
+            folder for caches (``$XDG_CACHE_HOME``, or ``~/.cache``); ``None`` to remember none. Where it cannot be
+            written, none are remembered, with a :class:`rmfx.errors.PriceCacheWarning`.
         on_step: told what is timed next.
 
     Returns:

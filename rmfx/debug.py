@@ -1,8 +1,9 @@
-"""The only reader of the environment: what a developer of rmfx may switch on from outside."""
+"""The only reader of the environment: what a developer of rmfx may switch on, and where a user keeps caches."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from rmfx.errors import RmfxError
 
@@ -20,3 +21,13 @@ def enabled() -> bool:
     if value not in _VALUES:
         raise RmfxError(f"{VARIABLE}={value!r} is not understood: set it to 1 to see tracebacks, or to 0")
     return _VALUES[value]
+
+
+def cache_home() -> Path:
+    """The user's folder for caches: ``$XDG_CACHE_HOME`` where that is an absolute path, else ``~/.cache``.
+
+    Raises:
+        RuntimeError: when the user has no home folder.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return given if given.is_absolute() else Path.home() / ".cache"

@@ -60,5 +60,9 @@ class PartialConversionWarning(UserWarning):
     """Only parts of a model were converted: its code as a whole cannot be followed. The report lists what was left."""
 
 
+class PriceCacheWarning(RuntimeWarning):
+    """Measured prices cannot be kept on disk, and are forgotten when the program ends."""
+
+
 class PlanError(RmfxError):
     """A plan cannot be read, or does not fit the model it is applied to; the message names the place."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 import rmfx
 from rmfx import models
-from rmfx.errors import PlanError, RmfxError
+from rmfx.errors import PlanError, PriceCacheWarning, RmfxError
 from rmfx.graph.cost import network_macs
 from rmfx.hostile import randomise
 from rmfx.measure.target import RUNTIMES, Target
@@ -270,8 +273,42 @@ def test_a_damaged_price_is_measured_again(tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         file.write_text("{")
     assert PriceCache(tmp_path).get(("a",)) is None
-    with pytest.raises(PlanError, match="cannot keep measured prices"):
-        PriceCache(next(tmp_path.iterdir()) / "below").put(("a",), pair)
+
+
+@pytest.mark.parametrize("home", ["XDG_CACHE_HOME", "HOME"])
+def test_prices_lie_where_the_user_keeps_caches(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # counts for nothing, by the XDG specification
+    monkeypatch.setenv(home, str(tmp_path))
+    PriceCache().put(("a",), Pair(1.0, 0.5, 0.4, 0.6))
+    folder = tmp_path / "rmfx" if home == "XDG_CACHE_HOME" else tmp_path / ".cache" / "rmfx"
+    assert len([*(folder / "prices").iterdir()]) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache, pair = PriceCache(tmp_path / "file" / "below"), Pair(1.0, 0.5, 0.4, 0.6)
+    with pytest.warns(PriceCacheWarning, match="measured again next time: .*Not a directory") as told:
+        cache.put(("a",), pair)
+        cache.put(("b",), pair)
+    assert len(told) == 1 and cache.get(("a",)) == cache.get(("b",)) == pair
+
+
+def test_without_a_home_prices_are_kept_in_memory() -> None:
+    code = (
+        "import pwd, warnings\n"
+        "def nobody(user): raise KeyError(user)\n"
+        "pwd.getpwuid = nobody\n"
+        "import rmfx\n"
+        "from rmfx.plan.cache import Pair, PriceCache\n"
+        "cache, pair = PriceCache(), Pair(1.0, 0.5, 0.4, 0.6)\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    cache.put(('a',), pair)\n"
+        "    cache.put(('b',), pair)\n"
+        "print(cache.get(('a',)) == pair, [str(each.message).partition(':')[0] for each in told])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "True ['prices are measured again next time']\n", done.stderr
 
 
 def test_bad_requests_say_what_to_do() -> None:

@@ -13,7 +13,6 @@ from rmfx.cli import console, options
 from rmfx.cli.outcome import check_output, without_warning
 from rmfx.cli.source import example_for, open_model, shape_of
 from rmfx.errors import PlanError
-from rmfx.plan.cache import FOLDER
 
 
 def plan(
@@ -24,7 +23,10 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Where to write the plan.")
     ] = None,
-    cache: Annotated[Path, typer.Option("--cache", metavar="FOLDER", help="Of prices that were measured.")] = FOLDER,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="FOLDER", help="Of prices that were measured; ~/.cache/rmfx/prices."),
+    ] = None,
     weights: options.WeightsOption = None,
     pretrained: options.PretrainedOption = False,
     size: options.SizeOption = None,
@@ -53,7 +55,7 @@ def plan(
             target=options.parse_target(target, threads),
             measure=measure,
             carrier=carrier,
-            cache=cache,
+            cache=cache or True,
             on_step=bar,
         )
     if output is not None:

@@ -21,7 +21,7 @@ from rmfx.measure.paired import Comparison, compare
 from rmfx.measure.runners import runner
 from rmfx.options import Options
 from rmfx.passes import planned_passes
-from rmfx.plan.cache import FOLDER, PriceCache
+from rmfx.plan.cache import PriceCache
 from rmfx.plan.planner import Planner
 from rmfx.plan.pricing import OnStep, Pricer
 from rmfx.plan.value import Plan
@@ -48,7 +48,7 @@ def plan_network(
     target = options.target
     eager = target.runtime == "eager"
     channels_last = eager and target.device == "cpu" and any(x.dim() == 4 for x in inputs)
-    pricer = Pricer(target, options.seconds, cache or PriceCache(FOLDER), on_step, channels_last=channels_last)
+    pricer = Pricer(target, options.seconds, cache or PriceCache(), on_step, channels_last=channels_last)
     choices = Planner(pricer).run(prepared.gm, planned_passes(removal_of(options)))
     plan = Plan(
         target,

@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from rmfx.errors import PlanError
+from rmfx.debug import cache_home
+from rmfx.errors import PlanError, PriceCacheWarning
 from rmfx.files.atomic import replacing
 from rmfx.measure.target import Target
 
-FOLDER = Path.home() / ".cache" / "rmfx" / "prices"
+Folder = str | os.PathLike[str] | Literal[True] | None
 _METHOD = "2"  # counts changes in how prices are measured: those of another method are not comparable
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu")
 
@@ -36,13 +39,27 @@ class Pair:
 class PriceCache:
     """Pairs that were measured before.
 
+    Where they cannot be kept on disk, they are kept in memory, with a warning: prices save time, nothing hangs on them.
+
     Args:
-        folder: where the files lie; ``None`` to remember nothing beyond this object's life.
+        folder: where the files lie; ``True`` for ``rmfx/prices`` in the user's folder for caches; ``None`` to remember
+            nothing beyond this object's life.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = FOLDER) -> None:
-        self._folder = None if folder is None else Path(folder)
+    def __init__(self, folder: Folder = True) -> None:
+        self._wanted = folder
         self._known: dict[str, Pair] = {}
+        self._writes = True
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        if self._wanted is not True:
+            return None if self._wanted is None else Path(self._wanted)
+        try:
+            return cache_home() / "rmfx" / "prices"
+        except RuntimeError as problem:
+            self._forget(f"there is no folder for caches ({problem})")
+            return None
 
     def get(self, key: Sequence[str]) -> Pair | None:
         """What was measured for ``key``, or ``None``. A damaged file counts as nothing measured."""
@@ -55,23 +72,26 @@ class PriceCache:
         return self._known.get(name)
 
     def put(self, key: Sequence[str], pair: Pair) -> None:
-        """Remember ``pair`` for ``key``.
-
-        Raises:
-            PlanError: when the folder cannot be written.
-        """
+        """Remember ``pair`` for ``key``."""
         name = _name(key)
         self._known[name] = pair
-        if self._folder is None:
+        if self._folder is None or not self._writes:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise PlanError(
-                f"cannot keep measured prices in {self._folder}: {problem}; give another cache"
-            ) from problem
-        with replacing(self._folder / name, PlanError) as scratch:
-            scratch.write_text(json.dumps({"key": list(key), "pair": asdict(pair)}, indent=1), encoding="utf-8")
+            with replacing(self._folder / name, PlanError) as scratch:
+                scratch.write_text(json.dumps({"key": list(key), "pair": asdict(pair)}, indent=1), encoding="utf-8")
+        except (OSError, PlanError) as problem:
+            self._forget(str(problem))
+
+    def _forget(self, reason: str) -> None:
+        """Say once that nothing will be on disk."""
+        self._writes = False
+        warnings.warn(
+            f"prices are measured again next time: {reason}; set XDG_CACHE_HOME, or give make_plan(cache=FOLDER)",
+            PriceCacheWarning,
+            stacklevel=2,
+        )
 
 
 def place_of(target: Target) -> str:
