@@ -152,8 +152,8 @@ def explain(
 ) -> Report:
     """The :class:`rmfx.report.Report` that :func:`convert` with these arguments would leave; computes no weights.
 
-    So the model may be on the meta device, but not for ``policy="auto"``, which goes by estimates here and reads some
-    weights. Args and errors are those of :func:`convert`.
+    So the model may be on the meta device, but not for what reads weights: ``drop_dead_channels``, and
+    ``policy="auto"``, which goes by estimates here. Args and errors are those of :func:`convert`.
 
     >>> from rmfx.models import rmnet26x3_32
     >>> explain(rmnet26x3_32().eval()).count("removed")
@@ -180,7 +180,7 @@ def _explain(
 ) -> Report:
     if options.policy == "auto":
         options = replace(options, policy=plan_network(model, example_inputs, kwargs, replace(options, measure=False)))
-    rewritten = run(model, example_inputs, kwargs, options, computes=False)
+    rewritten = run(model, example_inputs, kwargs, options, computes=options.drop_dead_channels)
     return account.with_names(rewritten.report(), rewritten.prepared.gm, rewritten.prepared.before)
 
 

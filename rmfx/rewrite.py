@@ -129,7 +129,7 @@ def run(
     """Bring a model in and run the passes on it.
 
     Args:
-        computes: whether weights will be computed; without, the model may be on the meta device.
+        computes: whether weights will be read; without, the model may be on the meta device.
         symbolic: try symbolic tracing first.
 
     Raises:
@@ -146,8 +146,8 @@ def run(
     if isinstance(options.policy, Plan):
         return Rewritten(prepared, options, _follow(prepared.gm, options.policy, options))
     removal = removal_of(options)
-    drop_dead = options.drop_dead_channels and computes  # it reads weights
-    passes = training_passes(removal) if options.keep_bn else inference_passes(removal, options.fuse, drop_dead)
+    inference = inference_passes(removal, options.fuse, options.drop_dead_channels)
+    passes = training_passes(removal) if options.keep_bn else inference
     veto = account.veto(options.policy, options.max_growth)
     return Rewritten(prepared, options, run_passes(prepared.gm, passes, veto, keep_dropout=options.keep_bn))
 

@@ -251,6 +251,18 @@ def test_explain_works_on_the_meta_device() -> None:
     assert rmfx.explain(model.to("meta"), x.to("meta")) == rmfx.explain(build("basic_chain")[0], x)
 
 
+def test_explain_reads_weights_where_dead_channels_are_to_go() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    with torch.no_grad():
+        model[2].weight[:, :6] = 0
+    x = torch.randn(1, 3, 8, 8)
+    told = rmfx.explain(model, x, drop_dead_channels=True)
+    assert told == rmfx.report(rmfx.convert(model, x, drop_dead_channels=True))
+    assert told.totals.params_after < told.totals.params_before
+    with pytest.raises(RmfxError, match="on the meta device, where weights have no values"):
+        rmfx.explain(model.to("meta"), x, drop_dead_channels=True)
+
+
 def test_there_is_no_report_on_other_modules() -> None:
     with pytest.raises(RmfxError, match="^ReLU carries no rmfx report: pass the module that rmfx.convert or rmfx.load"):
         rmfx.report(nn.ReLU())  # type: ignore[arg-type]
