@@ -55,10 +55,10 @@ class MergeSiblings(Rule[tuple[fx.Node, ...], MergeSiblingsPlan]):
         if not mixes(node):
             return None
         readers = sorted(reader for reader in node.all_input_nodes[0].users if mixes(reader))
-        if readers[-1] is not node or any(is_sum(user) for reader in readers for user in reader.users):
-            return None
         alike = tuple(reader for reader in readers if _looks_like(reader, node))
-        return alike if len(alike) > 1 else None
+        if len(alike) < 2 or alike[-1] is not node or any(is_sum(user) for reader in alike for user in reader.users):
+            return None
+        return alike
 
     def check(self, match: tuple[fx.Node, ...]) -> MergeSiblingsPlan | Refusal:
         dims = dims_of(match[-1])

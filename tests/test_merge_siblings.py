@@ -50,6 +50,37 @@ FIRES = {
         "Conv2d Conv2d Conv2d cat",
         "Conv2d ChannelSlice ChannelSlice Conv2d cat",
     ),
+    "before one that is not": Case(
+        lambda: Lambda(
+            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x)), 1),
+            a=conv(4, 3, 3),
+            b=conv(4, 2, 3),
+            c=nn.Conv2d(4, 5, 1),
+        ),
+        "Conv2d Conv2d Conv2d cat",
+        "Conv2d ChannelSlice ChannelSlice Conv2d cat",
+    ),
+    "two pairs": Case(
+        lambda: Lambda(
+            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x), m.d(x)), 1),
+            a=conv(4, 3, 3),
+            b=nn.Conv2d(4, 5, 1),
+            c=nn.Conv2d(4, 1, 1),
+            d=conv(4, 2, 3),
+        ),
+        "Conv2d Conv2d Conv2d Conv2d cat",
+        "Conv2d ChannelSlice ChannelSlice Conv2d ChannelSlice ChannelSlice cat",
+    ),
+    "beside one with a sum": Case(
+        lambda: Lambda(
+            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x) + x), 1),
+            a=conv(4, 3, 3),
+            b=conv(4, 2, 3),
+            c=nn.Conv2d(4, 4, 1),
+        ),
+        "Conv2d Conv2d Conv2d add cat",
+        "Conv2d ChannelSlice ChannelSlice Conv2d add cat",
+    ),
 }
 UNTOUCHED = {
     "one conv": Case(lambda: nn.Sequential(conv(4, 4, 3), nn.ReLU(), conv(4, 4, 3))),
