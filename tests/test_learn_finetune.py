@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from learning import small, tiny
-from torch import nn
+from torch import Tensor, nn
 
 import rmfx
+from rmfx.check.compare import float32_arithmetic
 from rmfx.errors import RmfxError, VerificationError
 from rmfx.learn import Recipe, finetune, train
+from rmfx.learn.finetune import _compare
 from rmfx.learn.metrics import Epoch
 
 RECIPE = Recipe(epochs=2, batch=64, learning_rate=0.01)
@@ -110,3 +112,21 @@ def test_a_changed_prediction_is_an_error(trained: nn.Sequential, monkeypatch: p
     monkeypatch.setattr(sys.modules["rmfx.learn.finetune"], "convert", broken)
     with pytest.raises(VerificationError, match="gives a test image another class than the original"):
         finetune(trained, small(), RECIPE)
+
+
+def test_predictions_are_compared_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all operations, not of convolutions alone; what else is set stays."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    seen = set()
+
+    class Watching(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.add((matmul.fp32_precision, cudnn.benchmark))
+            return super().forward(x.flatten(1))
+
+    network = Watching(64, 10)
+    with float32_arithmetic("tf32"):
+        start = _compare(network, network, small().test, 64, torch.device("cpu"))
+        assert matmul.fp32_precision == "tf32"
+    assert seen == {("ieee", True)} and start.same == start.images

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from rmfx.check.compare import float32_arithmetic
 from rmfx.convert import convert
 from rmfx.errors import RmfxError, VerificationError
 from rmfx.learn.data import Data, Split
@@ -129,7 +130,7 @@ def _compare(original: nn.Module, network: nn.Module, split: Split, size: int, d
         VerificationError: when one differs that rounding does not explain.
     """
     same, right, right_before = 0, 0, 0
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with float32_arithmetic():
         before, after = (answers(each, split, size, device) for each in (original, network))
         for (expected, labels), (actual, _) in zip(before, after, strict=True):
             old, new = expected.argmax(1), actual.argmax(1)
