@@ -6,9 +6,11 @@ import contextlib
 import difflib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from rmfx.vision import import_timm, import_torchvision
 from rmfx.weights import load_weights
 
 SPELLINGS = "torchvision:NAME, timm:NAME, rmfx:NAME, or path/to/file.py:FACTORY"
+_FILES = itertools.count(1)  # that were executed: each gets a number
 _IMAGENET = (3, 224, 224)
 _INPUT_SHAPES = {
     "torchvision:inception_v3": (3, 299, 299),
@@ -233,17 +236,27 @@ def _from_file(path: Path, factory: str) -> nn.Module:
 
 
 def _look_up(path: Path, factory: str) -> Callable[[], object]:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ModelNameError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and torch.package look their module up by name
-    spec.loader.exec_module(module)
+    module = _executed(path)
     found = getattr(module, factory, None)
     if callable(found):
         return found
     offered = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
     raise ModelNameError(f"{path} has no function {factory!r}; it defines {', '.join(offered) or 'none'}")
+
+
+def _executed(path: Path) -> ModuleType:
+    """The file as a module under a name of its own: dataclasses and pickle look up where a class is from by name."""
+    name = f"_rmfx_file_{next(_FILES)}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelNameError(f"{path} is not a Python file")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 @contextlib.contextmanager

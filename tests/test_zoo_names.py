@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -125,6 +126,35 @@ def test_a_file_that_is_no_python_says_so(tmp_path: Path) -> None:
     path.write_text("def net(:\n")
     with pytest.raises(ModelNameError, match="bad.py:net raised SyntaxError: "):
         zoo.build(f"{path}:net")
+
+
+def test_a_file_has_a_module_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataclass looks up its module by name, also where another one has the file's."""
+    monkeypatch.setitem(sys.modules, "shadow", ModuleType("shadow"))
+    (tmp_path / "shadow.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, fields\n"
+        "from typing import ClassVar as Shared\n"
+        "from torch import nn\n"
+        "@dataclass\n"
+        "class Sizes:\n"
+        "    all: Shared[int] = 3\n"
+        "    width: int = 5\n"
+        "def net():\n"
+        "    return nn.Linear(1, sum(field.default for field in fields(Sizes)))\n"
+    )
+    model = zoo.build(f"{tmp_path / 'shadow.py'}:net")
+    assert isinstance(model, nn.Linear) and model.out_features == 5
+    assert not hasattr(sys.modules["shadow"], "net")
+
+
+def test_a_file_that_fails_leaves_no_module(tmp_path: Path) -> None:
+    path = tmp_path / "failing.py"
+    path.write_text("raise KeyError('width')\n")
+    before = set(sys.modules)
+    with pytest.raises(ModelNameError, match="failing.py:net raised KeyError: 'width'"):
+        zoo.build(f"{path}:net")
+    assert set(sys.modules) == before
 
 
 def test_pretrained_and_weights_exclude_each_other() -> None:
