@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +23,7 @@ import rmfx
 from rmfx.cli.app import app
 from rmfx.deploy import runtime
 from rmfx.deploy.balance import balance, best_factors
+from rmfx.deploy.quantise import _Reader
 from rmfx.errors import ExportError, OnnxImportError, RmfxError, RuntimeUnavailableError, VerificationError
 from rmfx.hostile import randomise
 from rmfx.measure.runners import runner
@@ -102,6 +105,26 @@ def test_nothing_is_printed_and_logging_stays(
     rmfx.quantise(source, tmp_path / "int8.onnx", [X[:8]], method=method)  # type: ignore[arg-type]
     assert capfd.readouterr() == ("", "")
     assert logging.root.handlers == [] and logging.root.manager.disable == 0
+
+
+def test_others_may_log_while_it_works(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = compile("logging.warning('theirs')", "/site-packages/onnxruntime/quantization/quantize.py", "exec")
+
+    class Reader(_Reader):
+        def get_next(self) -> dict[str, Any] | None:
+            logging.getLogger("mine").warning("mine")
+            logging.warning("root")
+            exec(theirs)
+            logging.getLogger("onnxruntime.quantization.preprocess").warning("theirs, too")
+            return super().get_next()
+
+    monkeypatch.setattr("rmfx.deploy.quantise._Reader", Reader)
+    rmfx.quantise(source, tmp_path / "int8.onnx", [X[:8]])
+    assert caplog.messages == ["mine", "root"] * 2
+    logging.getLogger("onnxruntime.quantization.preprocess").warning("again")
+    assert caplog.messages[4:] == ["again"]
 
 
 def test_several_inputs_and_outputs_that_are_no_classes(tmp_path: Path) -> None:
@@ -286,12 +309,18 @@ def test_the_command_with_images_and_a_fixed_batch(tmp_path: Path) -> None:
         ({"a": np.zeros((2, 3)), "b": np.zeros((2, 3))}, r"holds a \[2, 3\], b \[2, 3\]; the network needs one array"),
         ({"a": np.zeros(())}, "needs one array for each of"),
         (None, "cannot read .*x.npz as arrays of numpy"),
+        (b"", "cannot read .*x.npz as arrays of numpy: No data left"),
+        (b"PK\x03\x04 and no more", "cannot read .*x.npz as arrays of numpy: File is not a zip file"),
+        ({"a": np.array([{}])}, "cannot read .*x.npz as arrays of numpy: Object arrays cannot be loaded"),
+        ({"a": np.array(["text"])}, "cannot read .*x.npz as arrays of numpy: can't convert"),
     ],
 )
 def test_the_command_tells_what_is_wrong_with_arrays(
-    source: Path, array: dict[str, np.ndarray] | None, told: str, tmp_path: Path
+    source: Path, array: dict[str, np.ndarray] | bytes | None, told: str, tmp_path: Path
 ) -> None:
-    if array is not None:
+    if isinstance(array, bytes):
+        (tmp_path / "x.npz").write_bytes(array)
+    elif array is not None:
         np.savez(tmp_path / "x.npz", **array)  # type: ignore[arg-type]
     with pytest.raises(RmfxError, match=told):
         CliRunner().invoke(
@@ -299,6 +328,8 @@ def test_the_command_tells_what_is_wrong_with_arrays(
             ["quantise", str(source), str(tmp_path / "y.onnx"), "--data", str(tmp_path / "x.npz")],
             catch_exceptions=False,
         )
+    opened = {os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")}  # none on other systems than Linux
+    assert str(tmp_path / "x.npz") not in opened
 
 
 def test_a_quantised_file_cannot_be_imported_and_says_so(source: Path, tmp_path: Path) -> None:

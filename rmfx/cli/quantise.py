@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -79,16 +81,23 @@ def _images(data: str, root: Path | None, samples: int) -> Tensor:
 def _stored(path: Path, signature: Signature) -> tuple[Tensor, ...]:
     """One array per input: of an .npz file by the names of the inputs where it has those, else in its own order."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {path.stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError) as problem:
+        arrays = _arrays(path)
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as problem:
         raise RmfxError(f"cannot read {path} as arrays of numpy: {problem}") from problem
     names = [entry.name for entry in signature.inputs]
     ordered = [arrays[name] for name in names] if {*names} <= arrays.keys() else [*arrays.values()]
-    lengths = {len(array) if array.ndim else 0 for array in ordered}
+    lengths = {len(array) if array.dim() else 0 for array in ordered}
     if len(ordered) != len(names) or len(lengths) != 1 or 0 in lengths:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise RmfxError(
             f"{path} holds {shapes}; the network needs one array for each of {', '.join(names)}, all of the same length"
         )
-    return tuple(torch.from_numpy(array) for array in ordered)
+    return tuple(ordered)
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {path.stem: torch.from_numpy(loaded)}
+    with loaded:
+        return {name: torch.from_numpy(array) for name, array in loaded.items()}

@@ -164,16 +164,23 @@ def _write(
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the quantiser from printing, and from setting up the root logger, which it warns through."""
-    idle, before = logging.NullHandler(), logging.root.manager.disable
+    """Keep the quantiser from printing, from setting up the root logger, and from warning through it and its own."""
+    idle, own = logging.NullHandler(), logging.getLogger("onnxruntime")
+    level = own.level
     logging.root.addHandler(idle)
-    logging.disable(logging.CRITICAL)
+    logging.root.addFilter(_is_of_others)
+    own.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        own.setLevel(level)
+        logging.root.removeFilter(_is_of_others)
         logging.root.removeHandler(idle)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return "onnxruntime" not in Path(record.pathname).parts
 
 
 Outputs = Sequence[tuple[Tensor, ...]]
