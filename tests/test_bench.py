@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import rmfx
@@ -56,6 +57,14 @@ def test_inductor_freezes_what_it_is_timed_with() -> None:
         assert torch.allclose(before, network(x.to(dtype)), atol=1e-5)  # type: ignore[arg-type]
         network[0].weight.data.add_(1)
         assert torch.equal(call(), before) is frozen  # type: ignore[arg-type]
+
+
+def test_the_network_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmfx.measure.target._DEVICE", re.compile("cpu|meta"))  # the other device that is always there
+    network = nn.Conv2d(3, 8, 3).eval()
+    made = runner(network, (X,), Target("eager", "meta"))()
+    assert isinstance(made, Tensor) and made.is_meta
+    assert network.weight.device.type == "cpu"
 
 
 def test_macs_are_those_of_one_call(tmp_path: Path) -> None:

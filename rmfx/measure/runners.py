@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft:
     """A call that runs ``model`` once on ``inputs`` on ``target`` and returns when the work is done.
 
     Args:
-        model: in eval mode; moved to the device of ``target``.
-        inputs: positional tensors; moved there, too. They are what int8 is calibrated on: latency does not depend on
+        model: in eval mode; where it is not on the device of ``target``, a copy of it there is what runs.
+        inputs: positional tensors; copied there, too. They are what int8 is calibrated on: latency does not depend on
             scales.
         draft: for ONNX files, export by torch's older exporter, which takes milliseconds: enough to time a few plain
             layers that nobody will deploy.
@@ -39,9 +40,16 @@ def runner(model: nn.Module, inputs: Sequence[Tensor], target: Target, *, draft:
     values = tuple(inputs)
     if target.runtime.startswith("onnxruntime"):
         return _session(model, values, target, draft)
-    model, values = model.to(target.device), tuple(value.to(target.device) for value in values)
+    model, values = _on(target.device, model), tuple(value.to(target.device) for value in values)
     call = _bound(model if target.runtime == "eager" else _compiled(model), values)
     return call if target.threads is None else _held_to(call, target.threads)
+
+
+def _on(device: str, model: nn.Module) -> nn.Module:
+    """``model`` on ``device``; the caller's stays where it is."""
+    there = {torch.empty(0, device=device).device}  # with its number
+    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return model if homes <= there else copy.deepcopy(model).to(device)
 
 
 def _compiled(model: nn.Module) -> Callable[..., Any]:
