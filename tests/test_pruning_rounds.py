@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import rmfx
+from rmfx.cli import learning
 from rmfx.cli.app import app
 from rmfx.demo import DigitNet
 from rmfx.errors import RmfxError
@@ -95,6 +98,20 @@ def test_rounds_keep_constants_or_leave_them_out(drop: bool, tmp_path: Path) -> 
     [record] = json.loads(run("prune", "rmfx:resnet20", output, *options))["rounds"]
     constants = sum(width["constants"] for width in record["widths"])
     assert (constants == 0) == drop
+
+
+def test_of_several_processes_one_writes_and_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    @contextmanager
+    def silent(what: learning.Asked) -> Iterator[bool]:
+        asked.append(what)
+        yield False
+
+    monkeypatch.setattr(learning, "processes", silent)
+    output = tmp_path / "small.rmfx"
+    assert run("prune", "rmfx:resnet20", output, "--rounds", 1, "--macs", 0.3, "--epochs", 1, "--json") == ""
+    assert not output.exists() and [what.folder for what in asked] == [tmp_path / "small-rounds"]
 
 
 @pytest.mark.slow

@@ -72,7 +72,8 @@ def prune(
     """Remove channels, physically, and write what is left. A name is converted first, a .rmfx file is not.
 
     With --rounds, checkpoints and metrics go to the folder OUTPUT-rounds. Train the result on with rmfx train
-    OUTPUT.rmfx: shortcuts that --lower has not restored by then train as ordinary filters.
+    OUTPUT.rmfx: shortcuts that --lower has not restored by then train as ordinary filters. Several processes share each
+    batch of the rounds: accelerate launch -m rmfx prune ...
     """
     check_output(output, (".rmfx",))
     source = learning.open_named(data, data_root)
@@ -87,13 +88,13 @@ def prune(
                 "--rounds go with --macs PART, and with none of the other measures, --layerwise or --lower"
             )
         recipe = Recipe(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed)
-        work = output.with_name(f"{output.stem}-rounds")
-        with learning.progress() as on_step:
+        asked = learning.Asked(model, data, output.with_name(f"{output.stem}-rounds"), recipe, device)
+        with learning.processes(asked) as speaks, learning.progress() as on_step:
             network, done = prune_in_rounds(
                 *(network, source, recipe),
                 rounds=rounds,
                 macs=macs,
-                folder=work,
+                folder=asked.folder,
                 importance=importance,
                 round_to=round_to,
                 ranking_batches=max(1, images // batch),
@@ -103,10 +104,10 @@ def prune(
                 device=device,
                 on_step=on_step,
                 on_epoch=learning.tell_epoch,
-                on_round=lambda number, told: console.note(
-                    f"round {number}: MACs {told['macs'][0]} -> {told['macs'][1]}"
-                ),
+                on_round=_tell_round if speaks else None,
             )
+        if not speaks:
+            return
         assert isinstance(network, fx.GraphModule)
         rmfx.save(network, output)
         records = [{**each.pruned, "history": [epoch.to_dict() for epoch in each.history]} for each in done]
@@ -145,6 +146,10 @@ def _converted(network: nn.Module, data: Data, batch: int, images: int, seed: in
     if rmfx.report(plain).carried_norms:
         rmfx.calibrate(plain, (x for x, _ in batches_of(data, plain, batch, max(1, images // batch), seed)))
     return plain
+
+
+def _tell_round(number: int, told: dict[str, Any]) -> None:
+    console.note(f"round {number}: MACs {told['macs'][0]} -> {told['macs'][1]}")
 
 
 def _tell(output: Path, document: dict[str, Any], text: str, json: bool) -> None:
