@@ -21,17 +21,22 @@ TESTED_TORCH = ("2.13", "2.14")  # from, and below
 PURPOSES = {
     "torch": ("the network itself", "pip install 'torch>=2.13,<2.14'"),
     "numpy": ("arrays", "pip install rmfx"),
+    "ml_dtypes": ("files in bf16", "pip install rmfx"),
     "safetensors": ("rmfx.save and rmfx.load", "pip install rmfx"),
     "onnx": ("rmfx.export", "pip install rmfx"),
-    "onnxscript": ("rmfx.export", "pip install rmfx"),
+    "onnx-ir": ("rmfx.export and rmfx.from_onnx", "pip install rmfx"),
+    "onnxscript": ("rmfx.export and rmfx.from_onnx", "pip install rmfx"),
+    "rich": ("the command line", "pip install rmfx"),
+    "typer": ("the command line", "pip install rmfx"),
     "onnxruntime": ("running and comparing ONNX files on the CPU", "pip install 'rmfx[cpu]'"),
     "onnxruntime-gpu": ("running and comparing ONNX files on an NVIDIA GPU", "pip install 'rmfx[gpu]'"),
     "torchvision": ("networks named torchvision:...", "pip install 'rmfx[zoo]'"),
     "timm": ("networks named timm:...", "pip install 'rmfx[zoo]'"),
     "scikit-learn": ("rmfx demo", "pip install 'rmfx[demo]'"),
+    "accelerate": ("rmfx train, rmfx finetune and rmfx prune --rounds", "pip install 'rmfx[train]'"),
 }
-_CORE = ("torch", "numpy", "safetensors", "onnx", "onnxscript")
-_OPTIONAL = ("torchvision", "timm", "scikit-learn")
+_CORE = ("torch", "numpy", "ml_dtypes", "safetensors", "onnx", "onnx-ir", "onnxscript", "rich", "typer")
+_OPTIONAL = ("torchvision", "timm", "scikit-learn", "accelerate")
 
 
 @dataclass(frozen=True)

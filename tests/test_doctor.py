@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +27,19 @@ def test_this_machine_is_healthy_and_the_diagnosis_serialises() -> None:
     assert data["healthy"] is True
     assert {package["name"]: package["version"] for package in data["packages"]}["torch"] == torch.__version__
     assert data["devices"][0].startswith("CPU: ")
+
+
+def test_everything_that_is_asked_of_pip_is_known() -> None:
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    extras = ("cpu", "gpu", "zoo", "demo", "train")  # the others are for benchmarks and development
+    asked = [config["options"]["install_requires"], *(config["options.extras_require"][extra] for extra in extras)]
+    names = {re.split("[<>=]", line)[0] for text in asked for line in text.split("\n") if line and line[0] != "#"}
+    assert names == set(doctor.PURPOSES)
+    assert {name for name in names if doctor._missing({**ALL, name: None})} == names - {
+        "onnxruntime",
+        "onnxruntime-gpu",
+    }
 
 
 def test_probe_runs_a_session_on_the_cpu() -> None:
@@ -48,6 +64,8 @@ def test_probe_without_onnxruntime_finds_nothing(monkeypatch: pytest.MonkeyPatch
     [
         ("torch", True, "pip install 'torch>=2.13,<2.14'"),
         ("onnxscript", True, "pip install rmfx"),
+        ("onnx-ir", True, "pip install rmfx"),
+        ("accelerate", False, "pip install 'rmfx[train]'"),
         ("timm", False, "pip install 'rmfx[zoo]'"),
         ("scikit-learn", False, "pip install 'rmfx[demo]'"),
     ],
