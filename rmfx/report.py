@@ -25,9 +25,11 @@ class Entry:
 
     place: str  # qualified name of the module whose forward holds the sum, "" for the root
     node: str  # name of the sum in the traced graph
-    kind: str  # "identity", "projection", "linear" (all branches linear), "nonlinear" (two such branches)
+    # "identity", "projection", "linear" (all branches linear), "nonlinear" (two such branches), "concat" (it is part of
+    # one, and went with it), or "other" (refused before more was known)
+    kind: str
     status: Status
-    carrier: str | None = None  # "direct", "masked", "split"; None where nothing is carried
+    carrier: str | None = None  # "direct", "masked", "split", "shift", or several: "a+b"; None where nothing is carried
     reason: str | None = None  # why it was refused or kept
     macs_before: int | None = None
     macs_after: int | None = None
