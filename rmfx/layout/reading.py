@@ -250,7 +250,7 @@ def concat_operands(node: fx.Node, dims: int) -> list[fx.Node]:
 def _cuts(reader: _Reader) -> dict[fx.Node, tuple[int, ...]]:
     """Where each tensor is cut: the fewest cuts such that every slice and concat falls between parts."""
     cuts = {node: {0, width} for node, width in reader.widths.items()}
-    links = [link for node in reader.nodes for link in _links(reader, node, cuts)]
+    links = [link for node in reader.nodes for link in _links(reader, node)]
     changed = True
     while changed:
         changed = False
@@ -267,9 +267,7 @@ def _cuts(reader: _Reader) -> dict[fx.Node, tuple[int, ...]]:
     return {node: tuple(sorted(found)) for node, found in cuts.items()}
 
 
-def _links(
-    reader: _Reader, node: fx.Node, cuts: dict[fx.Node, set[int]]
-) -> list[tuple[fx.Node, int, fx.Node, int, int]]:
+def _links(reader: _Reader, node: fx.Node) -> list[tuple[fx.Node, int, fx.Node, int, int]]:
     """Which channels of which tensors are cut together."""
     width = reader.widths[node]
     if is_concat(node):

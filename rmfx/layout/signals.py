@@ -86,7 +86,7 @@ def advance(step: Step, before: Signals | None, bounds: Bounds) -> tuple[Signals
         assert module is not None
         direct &= unchanged(module, values)
         values = activation_bounds(module, values)
-    kept = _kept_pairs(rows, before, direct, step.affine.in_channels)
+    kept = _kept_pairs(rows, before, direct)
     constant, split = _split_pairs(step, ~direct)
     for p, q, _ in kept:
         direct[[p, q]] = False
@@ -187,7 +187,7 @@ def _continued(rows: Rows, before: Signals | None, channels: int) -> tuple[Tenso
     return torch.where(read, signal, NONE), torch.where(read, gain, 0.0)
 
 
-def _kept_pairs(rows: Rows, before: Signals | None, direct: Tensor, channels: int) -> list[tuple[int, int, int]]:
+def _kept_pairs(rows: Rows, before: Signals | None, direct: Tensor) -> list[tuple[int, int, int]]:
     """Pairs of rows that carry both halves of a pair as they are: (row of the first, of the second, signal)."""
     if before is None:
         return []

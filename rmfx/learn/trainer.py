@@ -102,7 +102,7 @@ def train(
         run = _Run(model, data, recipe, machine, objective, () if first is None else (first,))
         if loaded is not None:
             run.load(loaded)
-        output = _Output(folder, identity, recipe, run.history) if folder is not None and machine.is_main else None
+        output = _Output(folder, identity, run.history) if folder is not None and machine.is_main else None
         begun = 0 if first is None else 1
         while len(run.history) - begun < recipe.epochs:
             record = run.epoch(len(run.history) - begun, on_step if machine.is_main else None)
@@ -212,7 +212,7 @@ class _Run:
 class _Output:
     """The folder of a training, written by one process."""
 
-    def __init__(self, folder: Path, identity: Identity, recipe: Recipe, known: History) -> None:
+    def __init__(self, folder: Path, identity: Identity, known: History) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -39,12 +39,12 @@ def reshape(call: Call) -> Value:
         target = [call.method("size", source, axis) if size == 0 else size for axis, size in enumerate(target)]
     elif 0 in target:
         call.fail("it makes a tensor without elements")
-    if len(target) == 2 and _keeps_batch(call, source, known, target):
+    if len(target) == 2 and _keeps_batch(source, known, target):
         return call.function(torch.flatten, source, 1)
     return call.method("reshape", source, *target)
 
 
-def _keeps_batch(call: Call, source: fx.Node, known: tuple[int | None, ...] | None, target: list[Size]) -> bool:
+def _keeps_batch(source: fx.Node, known: tuple[int | None, ...] | None, target: list[Size]) -> bool:
     if known is None or len(known) < 2:
         return False
     batch, rest = target
