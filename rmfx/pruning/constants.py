@@ -22,7 +22,7 @@ from rmfx.graph.linear import PER_CHANNEL, affine_of, mixes
 from rmfx.graph.live import live_of
 from rmfx.graph.spatial import AVERAGES
 from rmfx.modules import ChannelPad, ChannelSlice, FeatureNorm
-from rmfx.pruning.coupling import Coupling, is_spatial_mean, parts_of
+from rmfx.pruning.coupling import Channels, Coupling, is_spatial_mean, parts_of
 
 _UNKNOWN = float("nan")
 
@@ -46,27 +46,30 @@ def constants_of(gm: fx.GraphModule, coupling: Coupling, dropped: Tensor) -> Map
     return found
 
 
-def proven(source: fx.Node, axis: int) -> tuple[Tensor, Tensor] | None:
-    """Which channels of ``source`` are constant as they are, and their values; ``None`` where nothing is known."""
-    shape = shape_of(source)
+def heard(source: fx.Node, channels: Channels) -> tuple[Tensor, Tensor]:
+    """What readers of ``source`` hear from its channels.
+
+    Returns:
+        Which of them say something: some output depends on them here, and they are not proven to be constant, bool
+        ``[C]``. And the values of those that are constant as they are, 0 for the others, float64 ``[C]``.
+    """
+    shape, width = shape_of(source), len(channels.sets)
     assert shape is not None
-    bounds = bounds_of(source, len(shape) - 2 if axis == 1 else 0, fully=True)
-    if bounds.low.numel() not in (1, shape[axis]):
-        return None
-    bounds = bounds.expand(shape[axis])
-    return bounds.constant, torch.where(bounds.constant, bounds.low, 0.0)
+    dims = len(shape) - 2 if channels.axis == 1 else 0
+    live = live_of(source, dims).expand(width)
+    bounds = bounds_of(source, dims, fully=True)
+    if bounds.low.numel() not in (1, width):
+        return live, torch.zeros(width, dtype=torch.float64)
+    bounds = bounds.expand(width)
+    return live & ~bounds.constant, torch.where(bounds.constant, bounds.low, 0.0)
 
 
 def dead_sets(gm: fx.GraphModule, coupling: Coupling) -> Tensor:
-    """Sets that say nothing: nothing depends on them, or they are constant wherever they are read; bool ``[count]``."""
+    """Sets that say nothing: where they are read, nothing depends on them or they are constant; bool ``[count]``."""
     alive = torch.zeros(coupling.count, dtype=torch.bool)
     for source in {node.all_input_nodes[0]: None for node in gm.graph.nodes if mixes(node)}:
-        if (channels := coupling.channels.get(source)) is None:
-            continue
-        shape, known = shape_of(source), proven(source, channels.axis)
-        assert shape is not None
-        live = live_of(source, len(shape) - 2 if channels.axis == 1 else 0).expand(len(channels.sets))
-        alive[channels.sets[live if known is None else live & ~known[0]]] = True
+        if (channels := coupling.channels.get(source)) is not None:
+            alive[channels.sets[heard(source, channels)[0]]] = True
     return coupling.free & ~alive
 
 

@@ -25,7 +25,7 @@ from rmfx.graph.facts import module_of, shape_of
 from rmfx.graph.linear import map_of, mixes
 from rmfx.layout.narrowing import narrowed
 from rmfx.modules import ChannelPad, ChannelSlice
-from rmfx.pruning.constants import constants_of, proven, scales_of
+from rmfx.pruning.constants import constants_of, heard, scales_of
 from rmfx.pruning.coupling import Channels, Coupling, is_group_wise
 
 
@@ -86,20 +86,17 @@ def settle(gm: fx.GraphModule, coupling: Coupling, dropped: Tensor, *, keep_cons
 def _values(
     gm: fx.GraphModule, coupling: Coupling, dropped: Tensor, read: Mapping[fx.Node, Channels]
 ) -> tuple[dict[fx.Node, Tensor], Tensor]:
-    """What every reader finds in dropped channels, and which sets are constant as they are, wherever they are read."""
+    """What every reader finds in dropped channels, and which sets say nothing as they are, wherever they are read."""
     steady = dropped.clone()
     as_they_are: dict[fx.Node, Tensor] = {}
     for node, found in read.items():
-        known = proven(node.all_input_nodes[0], found.axis)
-        steady[found.sets if known is None else found.sets[~known[0]]] = False
-        if known is not None:
-            as_they_are[node] = known[1]
+        speaking, as_they_are[node] = heard(node.all_input_nodes[0], found)
+        steady[found.sets[speaking]] = False
     left = constants_of(gm, coupling, dropped & ~steady)
-    values = {}
-    for node, found in read.items():
-        emitted = left[node.all_input_nodes[0]]
-        values[node] = torch.where(steady[found.sets], as_they_are.get(node, emitted), emitted)
-    return values, steady
+    return {
+        node: torch.where(steady[found.sets], as_they_are[node], left[node.all_input_nodes[0]])
+        for node, found in read.items()
+    }, steady
 
 
 def _find_homes(affine: Affine, found: Channels, value: Tensor, homes: Tensor) -> None:
