@@ -9,10 +9,11 @@ import torch
 from compiling import EAGER, assert_same, compiled, in_place, loaded, replaced
 from nets import build
 from oracle import relative_difference
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmfx.backend.bound import Bound
+from rmfx.backend.stamp import Stamp
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.usefixtures("fresh_dynamo")]
 
@@ -65,16 +66,93 @@ def test_a_buffer_that_changes(folds: list[Bound]) -> None:
     assert len(folds) == 2
 
 
-def test_a_write_through_data_is_seen_by_hash_only(folds: list[Bound]) -> None:
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_steps_of_fused_optimisers(optimiser: type[torch.optim.Optimizer], folds: list[Bound]) -> None:
     model, x = build("biased")
+    run = compiled(model)
+    assert_same(model, run, x)
+    before = model(x).detach()
+    model(x).square().mean().backward()
+    versions = [weight._version for weight in model.parameters()]
+    optimiser(model.parameters(), lr=0.1, fused=True).step()  # type: ignore[call-arg]
+    assert versions == [weight._version for weight in model.parameters()], "no counter tells of it"
+    assert relative_difference(before, model(x).detach()) > 1e-3
+    for _ in range(2):
+        assert_same(model, run, x)
+    assert len(folds) == 2
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_statistics_that_norms_update(gradients: bool, folds: list[Bound]) -> None:
+    model, x = build("biased")
+    run = compiled(model)
+    assert_same(model, run, x)
+    before = model(x).detach()
+    with torch.set_grad_enabled(gradients):
+        model.train()(3 * x + 1)
+    model.eval()
+    assert relative_difference(before, model(x).detach()) > 1e-3
+    for _ in range(2):
+        assert_same(model, run, x)
+    assert len(folds) == 2
+
+
+def test_an_uncounted_write_into_the_middle_is_seen_by_hash_only(folds: list[Bound]) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x := self.first(x)) + self.second(x.relu())
+
+    model, x = Wide().eval().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     by_version, by_hash = compiled(model), torch.compile(model, backend="rmfx", options={**EAGER, "check": "hash"})
     with torch.no_grad():
         stale = by_version(x)
         by_hash(x)
-        model[0][0].weight.data.mul_(2)
+        model.second.weight.data[7] = 0
         assert torch.equal(by_version(x), stale)  # the documented limit
-    for _ in range(2):
         assert_same(model, by_hash, x)
+        model.second.weight.data[0] = 0  # its first elements
+    for run in (by_version, by_hash):
+        assert_same(model, run, x)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_can_be_recorded(folds: list[Bound]) -> None:
+    model, x = build("biased")
+    model, x = model.cuda(), x.cuda()
+    run = compiled(model)
+    assert_same(model, run, x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        with torch.cuda.graph(graph):
+            recorded = run(x)
+        graph.replay()
+        assert relative_difference(model(x).cpu(), recorded.cpu()) < 1e-12
+    assert len(folds) == 1
+
+
+def test_weights_with_gaps_are_always_hashed() -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    weight = whole[:, :2]
+    stamp = Stamp.of([weight])
+    assert stamp.hashed == [weight] and stamp.holds([weight])
+    whole.numpy()[0, 3] = 50  # in a gap
+    assert stamp.holds([weight])
+    whole.numpy()[1, 1] = 50
+    assert not stamp.holds([weight])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex128, torch.bool, torch.int64, torch.float8_e4m3fn])
+def test_contents_of_all_types_are_compared_bit_by_bit(dtype: torch.dtype) -> None:
+    base = torch.ones(3, 2, dtype=torch.float64).to(dtype)
+    weights = [base.t(), torch.full((3,), torch.nan), torch.ones(0)]
+    stamp = Stamp.of(weights)
+    assert stamp.holds(weights), "NaN is NaN"
+    base.view(torch.uint8).numpy()[-1, -1] ^= 1
+    assert not stamp.holds(weights)
 
 
 def test_inference_tensors_are_always_hashed(folds: list[Bound]) -> None:

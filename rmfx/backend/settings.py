@@ -30,8 +30,8 @@ class Settings:
         conversion: keyword arguments of :func:`rmfx.convert`; by default, ``policy="auto"`` and ``measure=False``.
         inner: the back end that compiles the result: a registered name, or a callable.
         inner_options: what it is told.
-        check: how changed weights are noticed: by ``"version"`` (identity, address and version counter) or by
-            ``"hash"`` (their contents).
+        check: how changed weights are noticed: by ``"version"`` (identity, address, version counter and parts of
+            their contents) or by ``"hash"`` (all of their contents).
 
     >>> Settings.of({"policy": "all", "inner": "eager"}).inner
     'eager'
