@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from rmfx.algebra.widened import is_identity_at
 from rmfx.errors import RmfxError
 from rmfx.report import report
 
@@ -30,11 +31,18 @@ def calibrate(converted: fx.GraphModule, batches: Iterable[Any]) -> fx.GraphModu
         ``converted``.
 
     Raises:
-        RmfxError: when ``converted`` has no kept norms, or ``batches`` is empty.
+        RmfxError: when no norm of ``converted`` carries channels, one that does is no longer the identity on them, as
+            after training, or ``batches`` is empty.
     """
     carried = report(converted).carried_norms
     if not carried:
         raise RmfxError("nothing to calibrate: convert with keep_bn=True a model that has batch norms on its branches")
+    for name, channels in carried.items():
+        if not bool(is_identity_at(converted.get_submodule(name))[list(channels)].all()):
+            raise RmfxError(
+                f"{name} is no longer the identity on the channels that it carries, so new statistics would change the "
+                "function: calibrate before training, and before anything else that changes batch norms"
+            )
     moments = {name: _Moments() for name in carried}
     with _recording(converted, moments), torch.no_grad():
         seen = 0

@@ -210,6 +210,30 @@ def test_mode_and_hooks_are_put_back(mode: bool) -> None:
     assert int(norm(converted, "1.carry").num_batches_tracked) == 0
 
 
+def trained(network: nn.Module, x: Tensor) -> None:
+    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.01)
+    network(x).square().mean().backward()
+    optimiser.step()
+
+
+def run_in_training_mode(network: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        network.train()(x)
+    network.eval()
+
+
+@pytest.mark.parametrize("change", [trained, run_in_training_mode])
+def test_what_was_learned_is_not_undone(change: Callable[[nn.Module, Tensor], None]) -> None:
+    model, x = build("basic_identity")
+    converted = rmfx.calibrate(rmfx.convert(model, x, keep_bn=True), batches(tuple(x.shape)))
+    rmfx.calibrate(converted, [x])  # as often as you like, while nothing has changed
+    change(converted, x)
+    before = {key: value.clone() for key, value in converted.state_dict().items()}
+    with pytest.raises(RmfxError, match=r"^1\.branch\.0\.1 is no longer the identity on the channels that it carries"):
+        rmfx.calibrate(converted, [x])
+    assert all(torch.equal(value, before[key]) for key, value in converted.state_dict().items())
+
+
 def test_what_cannot_be_calibrated() -> None:
     model, x = build("basic_identity")
     with pytest.raises(RmfxError, match="nothing to calibrate: convert with keep_bn=True a model that has batch norms"):
