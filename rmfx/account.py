@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
-from rmfx.algebra.pointwise import CARRIED
+from rmfx.algebra.pointwise import CARRIED, NORMS
+from rmfx.algebra.widened import is_identity_at
 from rmfx.errors import RmfxError
 from rmfx.graph.bounds import GIVEN
 from rmfx.graph.cost import network_macs, network_parameters
@@ -19,7 +20,7 @@ from rmfx.graph.rule import Applied, PassResult, Price, Refused
 from rmfx.graph.walk import ON_DEMAND
 from rmfx.layout.joins import TAPS, JoinPlan
 from rmfx.layout.stack import NEGATIONS, ROWS
-from rmfx.report import Entry, PassLine, Report, Status, Totals
+from rmfx.report import Entry, PassLine, Report, Status, Totals, attached
 
 # What only passes need of node.meta.
 _SCRATCH = (
@@ -181,8 +182,23 @@ def with_names(report: Report, gm: fx.GraphModule, before: Before) -> Report:
             taps.setdefault(origin, []).extend((f"{node.target}.weight", index) for index in indices)
     entries = tuple(replace(entry, carried_taps=tuple(taps.get(entry.node, ()))) for entry in report.entries)
     modules = {str(node.target): module_of(node) for node in gm.graph.nodes if node.op == "call_module"}
-    carried = {name: tuple(module.__dict__[CARRIED]) for name, module in modules.items() if CARRIED in vars(module)}
+    carried = {name: _carried(module) for name, module in modules.items() if isinstance(module, NORMS)}
+    carried = {name: channels for name, channels in carried.items() if channels}
     return replace(report, entries=entries, parameter_map=_parameter_map(gm, before), carried_norms=carried)
+
+
+def _carried(norm: nn.Module) -> tuple[int, ...]:
+    """The channels that a norm only carries: as marked, where it still is the identity on them."""
+    same = is_identity_at(norm)
+    return tuple(channel for channel in norm.__dict__.get(CARRIED, ()) if same[channel])
+
+
+def mark_carried(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Mark norms of ``gm``, the normal form of ``model``, that carry channels: as its report says, if it has one."""
+    told, modules = attached(model), dict(gm.named_modules())
+    for name, channels in told.carried_norms.items() if told is not None else ():
+        if isinstance(norm := modules.get(name), NORMS):
+            norm.__dict__[CARRIED] = [channel for channel in channels if channel < norm.num_features]
 
 
 def _parameter_map(gm: fx.GraphModule, before: Before) -> dict[str, tuple[str, ...]]:

@@ -115,6 +115,7 @@ def _annotated(
 ) -> Prepared:
     inputs = None if args is None else bind(entered.gm, args, kwargs)
     gm = normalise(entered.gm, keep_dropout=keep_bn, inputs=inputs)
+    account.mark_carried(gm, original)
     give_ranges(gm, ranges)
     _annotate(gm, inputs)
     return Prepared(original, gm, args, kwargs, account.before(original, gm), storage_table(gm), entered, ranges)

@@ -186,15 +186,21 @@ def attach(converted: nn.Module, report: Report) -> None:
     converted.__dict__[META_KEY] = report
 
 
+def attached(module: nn.Module) -> Report | None:
+    """The report that ``module`` carries, if it does."""
+    meta = module.meta if isinstance(module, fx.GraphModule) else {}
+    found = meta.get(META_KEY) or module.__dict__.get(META_KEY)
+    return found if isinstance(found, Report) else None
+
+
 def report(converted: nn.Module) -> Report:
     """The :class:`Report` that ``rmfx.convert`` left in ``converted``.
 
     Raises:
         RmfxError: when ``converted`` does not come from ``rmfx.convert`` or ``rmfx.load``.
     """
-    meta = converted.meta if isinstance(converted, fx.GraphModule) else {}
-    found = meta.get(META_KEY) or converted.__dict__.get(META_KEY)
-    if not isinstance(found, Report):
+    found = attached(converted)
+    if found is None:
         raise RmfxError(
             f"{type(converted).__name__} carries no rmfx report: pass the module that rmfx.convert or "
             "rmfx.load returned"

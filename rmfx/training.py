@@ -36,7 +36,10 @@ def calibrate(converted: fx.GraphModule, batches: Iterable[Any]) -> fx.GraphModu
     """
     carried = report(converted).carried_norms
     if not carried:
-        raise RmfxError("nothing to calibrate: convert with keep_bn=True a model that has batch norms on its branches")
+        raise RmfxError(
+            "nothing to calibrate: no batch norm carries channels. That takes convert(keep_bn=True), and a batch norm "
+            "before an activation on a branch that is removed; one that only a sum follows is folded"
+        )
     for name, channels in carried.items():
         if not bool(is_identity_at(converted.get_submodule(name))[list(channels)].all()):
             raise RmfxError(

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 import rmfx
 from rmfx import RmfxError
+from rmfx.algebra.widened import is_identity_at
 from rmfx.hostile import randomise
 
 BLOCKS = ("basic_identity", "basic_projection", "basic_signed", "basic_chain", "bottleneck_stride_2", "inverted_relu6",
@@ -210,6 +211,40 @@ def test_mode_and_hooks_are_put_back(mode: bool) -> None:
     assert int(norm(converted, "1.carry").num_batches_tracked) == 0
 
 
+def converted_again(plain: nn.Module, x: Tensor) -> fx.GraphModule:
+    return rmfx.convert(plain, x, keep_bn=True)
+
+
+def pruned_by_a_third(plain: nn.Module, x: Tensor) -> fx.GraphModule:
+    return rmfx.prune(plain, x, amount=0.3, importance="l2").network
+
+
+def pruned_and_lowered(plain: nn.Module, x: Tensor) -> fx.GraphModule:
+    return rmfx.prune(plain, x, amount=0.3, importance="l2", lower=True).network
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("change", [converted_again, pruned_by_a_third, pruned_and_lowered])
+def test_norms_go_on_carrying(change: Callable[[nn.Module, Tensor], fx.GraphModule], calibrated: bool) -> None:
+    model, x = build("basic_chain")
+    data = batches(tuple(x.shape))
+    plain = rmfx.convert(model, x, keep_bn=True)
+    if calibrated:
+        rmfx.calibrate(plain, data)
+    before = {name: dict(vars(module)) for name, module in plain.named_modules()}
+    changed = change(plain, x)
+    assert before == {name: vars(module) for name, module in plain.named_modules()}, "the caller's model is left alone"
+    carried, expected = rmfx.report(changed).carried_norms, changed(x).detach()
+    assert carried and all(is_identity_at(norm(changed, name))[list(which)].all() for name, which in carried.items())
+    rmfx.calibrate(changed, [3 * x])
+    with torch.no_grad():
+        assert relative_difference(expected, changed(x)) < 1e-12
+    means = seen_by_norms(changed, [3 * x])
+    for name, channels in carried.items():
+        which = list(channels)
+        assert torch.allclose(norm(changed, name).running_mean[which], means[name].mean(1)[which], rtol=1e-9)
+
+
 def trained(network: nn.Module, x: Tensor) -> None:
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.01)
     network(x).square().mean().backward()
@@ -236,7 +271,12 @@ def test_what_was_learned_is_not_undone(change: Callable[[nn.Module, Tensor], No
 
 def test_what_cannot_be_calibrated() -> None:
     model, x = build("basic_identity")
-    with pytest.raises(RmfxError, match="nothing to calibrate: convert with keep_bn=True a model that has batch norms"):
+    before_the_sum = nn.Sequential(conv(6, 6), nn.ReLU(), conv(6, 6), nn.BatchNorm2d(6))
+    folded = rmfx.convert(nn.Sequential(*cbr(3, 6), Residual(before_the_sum)).double().eval(), x, keep_bn=True)
+    assert rmfx.report(folded).count("removed") == 1
+    with pytest.raises(RmfxError, match="one that only a sum follows is folded"):
+        rmfx.calibrate(folded, [x])
+    with pytest.raises(RmfxError, match="nothing to calibrate: no batch norm carries channels"):
         rmfx.calibrate(rmfx.convert(model), [x])
     converted = rmfx.convert(model, keep_bn=True)
     state = {key: value.clone() for key, value in converted.state_dict().items()}

@@ -22,7 +22,7 @@ from rmfx.files.graph_json import decode_graph, encode_graph
 from rmfx.files.layer_json import is_layer
 from rmfx.files.module_json import attach, encode_modules, encode_tensors
 from rmfx.files.values import fields
-from rmfx.report import META_KEY, Report
+from rmfx.report import Report, attached
 from rmfx.report import attach as attach_report
 
 _FIELDS = {
@@ -67,8 +67,8 @@ def save(converted: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
         "modules": encode_modules(converted, called),
         "tensors": table,
     }
-    report = converted.meta.get(META_KEY) or converted.__dict__.get(META_KEY)
-    content = {"graph": graph, "report": report.to_dict() if isinstance(report, Report) else None}
+    report = attached(converted)
+    content = {"graph": graph, "report": None if report is None else report.to_dict()}
     _demand_loadable(content, tensors)
     return archive.write(path, content, tensors)
 

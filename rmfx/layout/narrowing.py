@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, nn
 
-from rmfx.algebra.pointwise import NORMS
+from rmfx.algebra.pointwise import CARRIED, NORMS
 from rmfx.modules import ChannelAffine, ChannelClamp, FeatureNorm, MaskedActivation
 
 
@@ -31,6 +31,8 @@ def narrowed(layer: nn.Module, kept: Tensor) -> nn.Module:
     norm = module.norm if isinstance(module, FeatureNorm) else module
     if isinstance(norm, NORMS):
         norm.num_features = len(kept)
+        carried = set(norm.__dict__.get(CARRIED, ()))
+        norm.__dict__[CARRIED] = [new for new, old in enumerate(kept.tolist()) if old in carried]
         _with_tensors(norm, kept, ("weight", "bias", "running_mean", "running_var"))
     return module
 
