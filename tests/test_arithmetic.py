@@ -7,9 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from front import Lambda, assert_exact, conv, hostile, image, layer, normal_form, operations
+from oracle import assert_equivalent
 from torch import Tensor, nn
 
-import rmfx
+from rmfx import convert, report
+from rmfx.front.trace import trace
+from rmfx.modules import ChannelAffine
+from rmfx.passes.normalise import normalise
 
 C = torch.tensor([2.0, -0.5, 4.0, 0.25])
 
@@ -109,7 +113,7 @@ def test_a_float_makes_floats_of_integers() -> None:
 def test_constants_of_a_network_without_parameters_have_the_type_of_those_beside_them() -> None:
     for function in (lambda x: x + torch.full((3, 1, 1), 2.5), lambda x: torch.full((3, 1, 1), 0.1) - x * 0.3):
         model, x = Lambda(lambda m, x, f=function: f(x)).eval(), hostile(2, 3, 5, 4).float()
-        gm = rmfx.convert(model, x)
+        gm = convert(model, x)
         assert gm(x).dtype == torch.float32
         torch.testing.assert_close(gm(x), model(x), rtol=1e-6, atol=1e-6)
 
@@ -126,3 +130,28 @@ def test_constants_have_the_type_of_the_model() -> None:
         torch.float64,
         torch.float32,
     ]
+
+
+NORMALISATIONS: list[Callable[[Lambda, Tensor], Tensor]] = [
+    lambda m, y: y - m.mean,
+    lambda m, y: torch.sub(y, m.mean, alpha=0.3),
+    lambda m, y: m.mean - y,
+    lambda m, y: y / m.std,
+    lambda m, y: (y - m.mean) / m.std,
+]
+
+
+@pytest.mark.parametrize("index", range(len(NORMALISATIONS)))
+def test_parameters_go_on_training(index: int) -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        x = NORMALISATIONS[index](m, x)
+        return x + m.second(m.conv(x).relu())
+
+    weights = {name: nn.Parameter(C.abs().view(1, 4, 1, 1)) for name in ("mean", "std")}
+    model = Lambda(forward, conv=conv(), second=conv(), **weights).eval()
+    gm = normalise(trace(model), inputs=(image().float(),))
+    scale = next(part for part in gm.modules() if type(part) is ChannelAffine)
+    assert [value.requires_grad and value.is_leaf for value in scale.parameters()] == [True]
+    result = convert(model, image().float())  # compared within float32's rounding of what it computes
+    assert report(result).count("removed") == 1
+    assert_equivalent(model.double(), convert(model, image()), image())

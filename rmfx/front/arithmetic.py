@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from rmfx.algebra.exact import derive, exact, remember
+from rmfx.algebra.exact import exact, remember
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.front.kinds import Kind
@@ -151,7 +151,8 @@ class Arithmetic:
         if divisor is None or not self._is_tensor(first) or not self.kinds[first].floating:
             return ()
         if isinstance(divisor, _Channels):
-            inverse = exact(divisor.vector).reciprocal()
+            trains = isinstance(divisor.vector, nn.Parameter)
+            inverse = _computed(torch.reciprocal, divisor.vector) if trains else exact(divisor.vector).reciprocal()
             return self._one(first, _Channels(inverse, divisor.axis))
         return self._one(first, 1 / divisor if divisor not in (0, 1) else divisor) if divisor else ()
 
@@ -246,16 +247,20 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
 
 
 def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same memory in another shape; a parameter stays one, so that a scale that trains goes on training."""
-    view = tensor.detach().reshape(shape)
-    view = nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
-    return derive(view, lambda whole: whole.reshape(shape), tensor)
+    """The same memory in another shape."""
+    return _computed(lambda whole: whole.reshape(shape), tensor)
 
 
 def _times(value: Constant, factor: int | float) -> Constant:
-    if not isinstance(value, Tensor):
-        return value * factor
-    return derive(value * factor, lambda whole: whole * factor, value)
+    return _computed(lambda whole: whole * factor, value) if isinstance(value, Tensor) else value * factor
+
+
+def _computed(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """``function(value)``, of a parameter a parameter, so that what trains goes on training."""
+    result = function(value.detach())
+    result = nn.Parameter(result, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else result
+    remember(result, lambda: function(exact(value)))
+    return result
 
 
 def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
