@@ -85,6 +85,8 @@ EXAMPLES: list[nn.Module] = [
     ChannelAffine(torch.rand(3), torch.rand(3), -1),
     ChannelAffine(nn.Parameter(torch.rand(3)), nn.Parameter(torch.rand(3))),
     ChannelAffine(nn.Parameter(torch.rand(3))),
+    ChannelAffine(torch.rand(3), nn.Parameter(torch.rand(3))),
+    ChannelAffine(nn.Parameter(torch.rand(3)), torch.rand(3)),
     ChannelClamp(torch.zeros(3), torch.ones(3), -1),
     MaskedActivation(nn.PReLU(3), MASK),
     MaskedActivation(nn.GELU(), MASK, -1),
@@ -103,6 +105,21 @@ def test_a_layer_is_built_again(layer: nn.Module) -> None:
     filled = copy.deepcopy(rebuilt).to_empty(device="cpu")
     filled.load_state_dict(state)
     assert repr(filled) == repr(layer)
+
+
+@pytest.mark.parametrize(("told", "kind"), [(None, "buffer"), (False, "buffer"), (True, "parameter")])
+def test_files_that_say_of_both_whether_they_train(told: bool | None, kind: str) -> None:
+    entry = encode_layer(ChannelAffine(torch.rand(3), torch.rand(3)))
+    entry["arguments"] = {"channels": 3, "axis": 1} | ({} if told is None else {"trained": told})
+    assert layer_json.slots(decode_layer(entry)) == {"weight": kind, "bias": kind}
+
+
+@pytest.mark.parametrize("told", [["slope"], "weight", 3, [["weight"]]])
+def test_what_trains_is_named(told: object) -> None:
+    entry = encode_layer(ChannelAffine(torch.rand(3)))
+    entry["arguments"] |= {"trained": told}
+    with pytest.raises(FileFormatError, match="ChannelAffine cannot be built"):
+        decode_layer(entry)
 
 
 def test_every_layer_of_the_format_has_an_example() -> None:

@@ -123,15 +123,17 @@ def _vector(channels: int | None, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(() if channels is None else (channels,), dtype=dtype)
 
 
-def _channel_affine(channels: int | None, axis: int, trained: bool) -> ChannelAffine:
-    weight, bias = _vector(channels), _vector(channels)
-    if trained:
-        return ChannelAffine(nn.Parameter(weight), nn.Parameter(bias), axis)
-    return ChannelAffine(weight, bias, axis)
+def _channel_affine(channels: int | None, axis: int, trained: object) -> ChannelAffine:
+    """``trained`` names the tensors that train; files from before that was told of each say it of both."""
+    named = {"weight", "bias"} if trained is True else set(trained or ())  # type: ignore[call-overload]
+    tensors = {name: _vector(channels) for name in ("weight", "bias")}
+    if not named <= tensors.keys():
+        raise ValueError(f"{sorted(named)} are not among {sorted(tensors)}")
+    return ChannelAffine(**{n: nn.Parameter(t) if n in named else t for n, t in tensors.items()}, axis=axis)
 
 
 def _affine_argument(module: ChannelAffine, name: str) -> object:
-    return isinstance(module.weight, nn.Parameter) if name == "trained" else _per_channel("weight")(module, name)
+    return sorted(module._parameters) if name == "trained" else _per_channel("weight")(module, name)
 
 
 def _channel_clamp(channels: int | None, axis: int) -> ChannelClamp:
