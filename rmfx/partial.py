@@ -6,7 +6,6 @@ whose own code goes on calling them. What stands between them is left as it is, 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from rmfx.account import check_places
 from rmfx.check.verify import verify as verify_models
+from rmfx.copying import deep_copy
 from rmfx.errors import PartialConversionWarning, RmfxError, TraceError, VerificationError
 from rmfx.front.trace import structural_copy
 from rmfx.front.tracer import is_leaf
@@ -60,7 +60,7 @@ class Parts:
         found, left = self._each(converter)
         converted = {path: part for path, part in found.items() if report(part).entries}
         self._demand_some(converted)
-        result = copy.deepcopy(self.model)
+        result = deep_copy(self.model)
         for path, part in converted.items():
             result.set_submodule(path, part)
         whole = self._report({path: report(part) for path, part in converted.items()}, left, network_parameters(result))
@@ -209,7 +209,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     except Exception as error:  # code that decides by values cannot run without them
         if any(tensor.is_meta for tensor in model.parameters()):
             raise TraceError(f"the model runs on inputs with values only: {error}") from error
-        calls = _calls(copy.deepcopy(model), args, dict(kwargs))
+        calls = _calls(deep_copy(model), args, dict(kwargs))
     one_form = {path: seen[0] for path, seen in calls.items() if all(_form(call) == _form(seen[0]) for call in seen)}
     return {path: pytree.tree_map(_stand_in, call) for path, call in one_form.items()}
 

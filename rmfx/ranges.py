@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from rmfx.copying import deep_copy
 from rmfx.errors import RmfxError
 from rmfx.graph.bounds import value_name
 from rmfx.inputs import as_tuple
@@ -43,7 +43,7 @@ def bounds_from_data(
     """
     if not margin >= 0:
         raise RmfxError(f"margin must not be negative, got {margin!r}")
-    exact = copy.deepcopy(model).double()
+    exact = deep_copy(model).double()
     recorder: _Recorder | None = None
     with torch.no_grad():
         for batch in batches:

@@ -12,6 +12,8 @@ from front import Lambda, assert_exact, bn, image, normal_form, operations, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+import rmfx
+from rmfx import bounds_from_data, convert, report
 from rmfx.errors import UnsupportedModelError
 from rmfx.front.trace import trace
 
@@ -80,6 +82,34 @@ def test_computed_weights_become_plain(name: str, used: bool) -> None:
             parameter.add_(torch.rand_like(parameter))
     assert not torch.equal(run(model, image())[0][0], before)
     assert not torch.equal(run(gm, image())[0][0], run(model, image())[0][0])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", SETTLED)
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_connections_around_computed_weights_are_removed(name: str, used: bool) -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        return x + m.second(m.first(x).relu())
+
+    model = Lambda(forward, first=SETTLED[name](), second=SETTLED[name]()).double().eval()
+    if used:
+        model(image())
+    result = convert(model, image())
+    assert report(result).count("removed") == 1
+    expected = run(model, image())[0][0]
+    assert (run(result, image())[0][0] - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_models_that_torch_refuses_to_copy_are_pruned_and_measured(used: bool) -> None:
+    model = nn.Sequential(weight_norm(conv()), nn.ReLU(), weight_norm(conv())).eval()
+    if used:
+        model(image().float())
+    pruned = rmfx.prune(model, image().float(), amount=0.25, importance="l1")
+    assert [width.after for width in pruned.widths] == [3]
+    low, high = bounds_from_data(model, [image().float()], margin=0)["_1"]
+    assert low == 0 < high
 
 
 def test_a_copy_of_the_model_still_works_after_settling() -> None:

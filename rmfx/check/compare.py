@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rmfx.algebra.exact import default_dtype
+from rmfx.copying import deep_copy
 
 AMPLITUDE = 8.0  # standard deviation of hostile inputs: signed, and well beyond the bounds of ReLU6 and Hardswish
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -115,7 +115,7 @@ def is_floating(x: Any) -> bool:
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of ``model`` in eval mode with all floating tensors in ``dtype``."""
-    return copy.deepcopy(model).to(dtype).eval()
+    return deep_copy(model).to(dtype).eval()
 
 
 def relative_difference(actual: list[Tensor], expected: list[Tensor]) -> float:
@@ -168,7 +168,7 @@ def noise_floor(model: nn.Module, inputs: Inputs, expected: list[Tensor], seed: 
     can be finer than this. Values that are not finite before and after tell nothing of it.
     """
     random = torch.Generator().manual_seed(seed)
-    moved = copy.deepcopy(model).eval()
+    moved = deep_copy(model).eval()
     with torch.no_grad():
         for parameter in moved.parameters():
             up = torch.randint(0, 2, parameter.shape, generator=random).to(parameter.device, torch.bool)

@@ -16,7 +16,6 @@ repeated on smaller inputs, by the same rule. Chaos is measured, see ``CHAOS``: 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rmfx.copying import deep_copy
 from rmfx.deploy import runtime
 from rmfx.errors import ExportError, RmfxError, RuntimeUnavailableError
 
@@ -115,11 +115,11 @@ def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...
 def _on_cpu(module: nn.Module) -> nn.Module:
     # The CPU computes in IEEE arithmetic, a GPU by default in TF32: that would widen what is allowed a thousandfold.
     here = all(tensor.device.type == "cpu" for tensor in (*module.parameters(), *module.buffers()))
-    return module if here else copy.deepcopy(module).cpu()
+    return module if here else deep_copy(module).cpu()
 
 
 def _in_float64(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).cpu().double()
+    return deep_copy(module).cpu().double()
 
 
 def _cannot_run(how: str, problem: RmfxError) -> ExportError:

@@ -6,7 +6,6 @@ What a half type costs is not known beforehand. It is measured: :func:`gap`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from rmfx.copying import deep_copy
 from rmfx.deploy.onnx_check import outputs_of
 from rmfx.deploy.session import Session
 from rmfx.errors import ExportError
@@ -44,7 +44,7 @@ class Rounded(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).to(dtype)
+        self.network = deep_copy(network).to(dtype)
         place = next((p.device for p in (*network.parameters(), *network.buffers())), torch.device("cpu"))
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=place), persistent=False)
         self.train(network.training)
@@ -106,7 +106,7 @@ def demand_ranges(model: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype
         ExportError: naming the layer and the value.
     """
     largest = torch.finfo(dtype).max
-    exact = copy.deepcopy(model).double()
+    exact = deep_copy(model).double()
     for name, weight in (*exact.named_parameters(), *exact.named_buffers()):
         _demand_below(largest, weight.detach()[weight.isfinite()], f"the weight {name!r}", dtype)
 
@@ -153,7 +153,7 @@ def gap(
     >>> 0 < gap(nn.Linear(8, 8), [torch.randn(2, 8)], "fp16") < 2e-3
     True
     """
-    truths = outputs_of(copy.deepcopy(model).double(), [cast(value, torch.float64) for value in inputs])
+    truths = outputs_of(deep_copy(model).double(), [cast(value, torch.float64) for value in inputs])
     if path is None:
         results = outputs_of(Rounded(model, DTYPES[precision]), inputs)
     else:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from rmfx.copying import deep_copy
 from rmfx.errors import RmfxError, TraceError, UnsupportedModelError
 from rmfx.front.admit import check_admissible
 from rmfx.front.aten import has_aten
@@ -69,14 +68,8 @@ def structural_copy(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: when something that the model holds cannot be copied.
     """
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    for module in model.modules():
-        for value in vars(module).values():
-            # Weight norm and pruning keep a computed weight as an attribute, which torch refuses to deep-copy.
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        return deep_copy(model, chain(model.parameters(), model.buffers()))
     except (TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise UnsupportedModelError(
             f"the model cannot be copied ({error}): copy.deepcopy(model) must work, so that yours stays as it is"

@@ -5,7 +5,6 @@ The student of :mod:`rmfx.models.resdistill` ends without shortcuts.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rmfx.copying import deep_copy
 from rmfx.errors import RmfxError
 from rmfx.learn.objective import Objective
 
@@ -81,7 +81,7 @@ class Distillation(Objective):
 
     def start(self, model: nn.Module) -> None:
         like = next(model.parameters())
-        self._teacher = copy.deepcopy(self._teacher).to(like.device, like.dtype).eval()
+        self._teacher = deep_copy(self._teacher).to(like.device, like.dtype).eval()
 
     def progress(self, model: nn.Module, done: float) -> None:
         if isinstance(model, Fading):

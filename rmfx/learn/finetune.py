@@ -6,7 +6,6 @@ function. With its batch norms kept and calibrated it learns better than with th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.check.compare import float32_arithmetic
 from rmfx.convert import convert
+from rmfx.copying import deep_copy
 from rmfx.errors import RmfxError, VerificationError
 from rmfx.learn.data import Data, Split
 from rmfx.learn.evaluate import answers, check_fits, evaluate, placed
@@ -78,7 +78,7 @@ def finetune(
         UnsupportedModelError, TraceError: as in :func:`rmfx.convert`.
     """
     machine = open_machine(recipe.precision, device)
-    original = copy.deepcopy(model).eval()
+    original = deep_copy(model).eval()
     check_fits(original, data)
     network = _converted(original, data, fold_bn)
     with machine.hosting(original), machine.hosting(network):

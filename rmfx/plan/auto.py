@@ -7,7 +7,6 @@ nothing is faster, the plan is to do nothing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from rmfx.copying import deep_copy
 from rmfx.errors import PlanError
 from rmfx.measure.paired import Comparison, compare
 from rmfx.measure.runners import runner
@@ -75,13 +75,13 @@ def _tried(
     plan: Plan, prepared: Prepared, inputs: tuple[Tensor, ...], options: Options, on_step: OnStep | None
 ) -> Plan:
     """The fastest of the plan's alternatives, or to do nothing."""
-    original = runner(copy.deepcopy(prepared.original), inputs, plan.target)
+    original = runner(deep_copy(prepared.original), inputs, plan.target)
     seconds = min(_TRIAL_SECONDS, _TRIAL_SHARE * options.seconds)
     found: list[tuple[Comparison, Plan]] = []
     for label, candidate in _alternatives(plan):
         if on_step is not None:
             on_step(f"the whole network, {label}")
-        network = rewrite(copy.deepcopy(prepared.original), inputs, {}, replace(options, policy=candidate), False)
+        network = rewrite(deep_copy(prepared.original), inputs, {}, replace(options, policy=candidate), False)
         call = runner(network, inputs, plan.target)
         found.append((compare(label, original, call, pairs=_TRIAL_PAIRS, seconds=seconds), candidate))
     best, chosen = min(found, key=lambda item: item[0].interval[1])  # the surest one wins, not the luckiest

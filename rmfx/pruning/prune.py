@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from rmfx import account
 from rmfx.collector import uncollected
+from rmfx.copying import deep_copy
 from rmfx.errors import RmfxError
 from rmfx.graph.linear import mixes
 from rmfx.lower import lower as lowered
@@ -198,7 +198,7 @@ def _lowered(pruned: Pruned, prepared: Prepared) -> Pruned:
 
 
 def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]:
-    prepared = prepare(copy.deepcopy(model).eval(), example_inputs, {}, keep_bn=True)
+    prepared = prepare(deep_copy(model).eval(), example_inputs, {}, keep_bn=True)
     if prepared.args is None:
         raise RmfxError("prune needs example_inputs: costs follow from shapes")
     return prepared, couple(prepared.gm)
