@@ -192,6 +192,28 @@ def test_hooks_on_blocks_are_in_the_graph() -> None:
     assert operations(gm) == ["sub", "Conv2d", "ReLU", "ChannelAffine", "Conv2d"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("holder", [nn.ModuleList, lambda blocks: nn.ModuleDict({"only": blocks[0]})])
+@pytest.mark.parametrize("name", SETTLED)
+def test_what_lists_of_modules_hold_is_settled(holder: Callable[[list[nn.Module]], nn.Module], name: str) -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        for block in m.blocks.values() if isinstance(m.blocks, nn.ModuleDict) else m.blocks:
+            x = block(x)
+        return x
+
+    block = nn.Sequential(SETTLED[name](), nn.ReLU())
+    block.register_forward_hook(double_the_output)
+    gm = assert_exact(Lambda(forward, blocks=holder([block])), image())
+    assert operations(gm) == ["Conv2d", "ReLU", "ChannelAffine"]
+
+
+def test_a_hook_on_a_layer_in_a_list_is_refused() -> None:
+    model = Lambda(lambda m, x: m.blocks[0](x), blocks=nn.ModuleList([conv()])).eval()
+    model.blocks[0].register_forward_hook(double_the_output)
+    with pytest.raises(UnsupportedModelError, match=r"layer blocks.0 \(Conv2d\) has a forward hook"):
+        trace(model)
+
+
 def test_backward_hooks_do_not_matter() -> None:
     seen: list[Any] = []
     model = nn.Sequential(conv(), nn.Sequential(conv()))

@@ -41,8 +41,8 @@ def is_leaf(module: nn.Module) -> bool:
     Layers of ``torch.nn`` and of :mod:`rmfx.modules` are kept, unless their ``forward`` was replaced. So is a batch
     norm's subclass that inherits ``forward``: stepping into it would fail on the rank check of ``torch.nn``.
     """
-    if "forward" in vars(module):
-        return False
+    if "forward" in vars(module) or type(module).forward is nn.Module.forward:
+        return False  # lists and dictionaries of modules have none: what they hold is called
     home = type(module).__module__
     if home == "rmfx.modules":
         return True
