@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from front import Lambda, assert_exact, conv, hostile, image, layer, normal_form, operations
+from oracle import assert_equivalent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import rmfx
 from rmfx.front.trace import trace
 from rmfx.passes.normalise import normalise
 
@@ -202,6 +204,52 @@ def test_one_spelling_of_concatenations() -> None:
 
 
 # -- products with a broadcast operand ---------------------------------------------------------------------------------
+
+
+JOINED: list[tuple[Callable[[Tensor], Any], list[str]]] = [
+    (lambda y: torch.cat([y, y.relu()], 1).chunk(2, 1)[0].tanh(), ["Tanh"]),
+    (lambda y: torch.cat([y, y.relu()], 1)[:, 6:].tanh(), ["ReLU", "Tanh"]),
+    (lambda y: torch.cat([y, y.relu()], -3)[:, 7:9].tanh(), ["ReLU", sliced(1, 2), "Tanh"]),
+    (lambda y: torch.cat([y.relu(), torch.cat([y, y], 1)], 1).narrow(1, 13, 2).tanh(), [sliced(1, 2), "Tanh"]),
+    (lambda y: torch.cat([y, y.relu()], 1)[:, 5:7].tanh(), ["ReLU", "cat", sliced(5, 2), "Tanh"]),
+    (lambda y: torch.cat([y, y.relu()], 2)[:, :3].tanh(), ["ReLU", "cat", sliced(0, 3), "Tanh"]),
+]
+
+
+@pytest.mark.parametrize("index", range(len(JOINED)))
+def test_slices_of_a_concat_are_slices_of_its_operands(index: int) -> None:
+    function, expected = JOINED[index]
+    assert sorted(parts_of(function)) == sorted(expected)
+
+
+def test_parts_of_a_concat_that_are_read_twice() -> None:
+    def forward(y: Tensor) -> Tensor:
+        parts = torch.cat([y, y.relu()], 1).chunk(2, 1)
+        return parts[0].sigmoid() + parts[1] + parts[0].tanh() + parts[1].tanh()
+
+    assert parts_of(forward) == ["ReLU", "Sigmoid", "add", "Tanh", "add", "Tanh", "add"]
+
+
+def test_a_concat_that_changes_types_is_sliced_itself() -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        return torch.cat([m.conv(x), m.low(x.half())], 1)[:, 4:]
+
+    gm = normalise(trace(Lambda(forward, conv=conv(), low=conv().half()).eval()), inputs=(image().float(),))
+    assert shown(gm)[-2:] == ["cat", sliced(4, 4)]
+    assert gm(image().float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_sum_of_the_halves_of_a_concat_is_a_residual_sum(sized: bool) -> None:
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        x = m.first(x)
+        first, second = torch.cat([x, m.third(m.second(x).relu())], 1).chunk(2, 1)
+        return first + second
+
+    model = Lambda(forward, first=conv(), second=conv(), third=conv()).double().eval()
+    result = rmfx.convert(model, *((image(),) if sized else ()))
+    assert [(entry.kind, entry.status) for entry in rmfx.report(result).entries] == [("identity", "removed")]
+    assert_equivalent(model, rmfx.to_sequential(result), image())
 
 
 def gated(expand: Callable[[Tensor, Tensor], Tensor], known: bool = False) -> list[str]:

@@ -76,6 +76,20 @@ def test_selective_kernels() -> None:
     assert found[-8:] == ["cat", "Flatten", "mul", *["ChannelSlice"] * 3, "add", "add"]
 
 
+@pytest.mark.parametrize(("groups", "expected"), [(2, "Conv2d ReLU add"), (4, "Conv2d ReLU" + " ChannelSlice" * 4)])
+def test_groups_of_a_concat(groups: int, expected: str) -> None:
+    """They are the operands, or parts of them, so that no concat is left."""
+
+    def forward(m: Lambda, x: Tensor) -> Tensor:
+        y = m.conv(x)
+        y = torch.cat([y, y.relu()], 1)
+        batch, channels, height, width = y.shape
+        return y.view(batch, groups, channels // groups, height, width).sum(1)
+
+    found = exact(Lambda(forward, conv=nn.Conv2d(4, 6, 3, padding=1)))
+    assert sorted(found) == sorted([*expected.split(), *["add"] * (3 if groups == 4 else 0)])
+
+
 def test_shapes_of_what_was_made_are_known() -> None:
     for model in (SplitAttention(2), SelectiveKernel()):
         x = hostile(*SIZES[0])

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from rmfx.front.calls import SPLITS, argument, literal, part_lengths, sizes_of_call
 from rmfx.front.install import Installer
+from rmfx.front.joined import within_operand
 from rmfx.front.kind_table import KindTable
 from rmfx.front.opnames import op_name
 from rmfx.modules import ChannelPad, ChannelSlice
@@ -65,11 +66,13 @@ class Channels:
         if lengths is None or not -len(lengths[1]) <= index < len(lengths[1]):
             return False
         index %= len(lengths[1])
-        first = self._parts.setdefault((whole, index), node)
-        if first is not node:
-            node.replace_all_uses_with(first)
+        if (whole, index) in self._parts:
+            node.replace_all_uses_with(self._parts[whole, index])
             return True
-        return self._install(node, source, lengths[0], sum(lengths[1][:index]), lengths[1][index])
+        changed = self._install(node, source, lengths[0], sum(lengths[1][:index]), lengths[1][index])
+        if node.users:  # else it was another node, which its readers read by now
+            self._parts[whole, index] = node
+        return changed
 
     def _slice(self, node: fx.Node) -> bool:
         source, key = node.args
@@ -121,7 +124,8 @@ class Channels:
         size = kind.sizes[axis]
         if named is None or length < 1 or size is None or start + length > size:
             return False
-        if length == size:
+        source, start = within_operand(source, axis % kind.rank, start, length, self.kinds)
+        if length == self.kinds[source].sizes[axis]:
             node.replace_all_uses_with(source)
         else:
             self.installer.layer(node, ChannelSlice(start, length, named), source)

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from rmfx.front.calls import argument
 from rmfx.front.install import Installer
+from rmfx.front.joined import within_operand
 from rmfx.front.kind_table import KindTable
 from rmfx.front.opnames import op_name
 from rmfx.front.shuffles import group_count
@@ -96,8 +97,13 @@ class Grouped:
         return self._known(self.installer.layer_before(before, nn.Flatten(1, 2), node, "flat"))
 
     def _slices(self, before: fx.Node, whole: fx.Node, groups: int, width: int) -> list[fx.Node]:
-        slices = [ChannelSlice(index * width, width) for index in range(groups)]
-        return [self._known(self.installer.layer_before(before, part, whole, "part")) for part in slices]
+        return [self._slice(before, whole, index * width, width) for index in range(groups)]
+
+    def _slice(self, before: fx.Node, whole: fx.Node, start: int, width: int) -> fx.Node:
+        source, start = within_operand(whole, 1, start, width, self.kinds)
+        if self.kinds[source].channels == width:
+            return source
+        return self._known(self.installer.layer_before(before, ChannelSlice(start, width), source, "part"))
 
     def _call(self, before: fx.Node, function: Callable[..., Any], *operands: Any) -> fx.Node:
         return self._known(self.installer.call_before(before, function, *operands))
