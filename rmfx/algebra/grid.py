@@ -115,7 +115,7 @@ class Grid:
     @property
     def padded(self) -> bool:
         """Whether any tap can read padding."""
-        return any(axis.before or axis.after for axis in self.axes)
+        return any(max(axis.before, axis.after) > 0 for axis in self.axes)
 
     @property
     def is_same(self) -> bool:

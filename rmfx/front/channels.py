@@ -93,11 +93,11 @@ class Channels:
         if not isinstance(source, fx.Node):
             return False
         rank, dtype = self.kinds[source].rank, node.meta.get("dtype", torch.float32)
-        cuts = _cuts(key, rank)
-        if not cuts or rank is None or rank - 2 not in _SAMPLES or not dtype.is_floating_point:
+        found = cuts(key, rank)
+        if not found or rank is None or rank - 2 not in _SAMPLES or not dtype.is_floating_point:
             return False
-        strides = {axis: part.step for axis, part in cuts if part.start in (None, 0) and part.stop is None}
-        if len(strides) < len(cuts) or min(strides) < 2 or not all(type(step) is int for step in strides.values()):
+        strides = {axis: part.step for axis, part in found if part.start in (None, 0) and part.stop is None}
+        if len(strides) < len(found) or min(strides) < 2 or not all(type(step) is int for step in strides.values()):
             return False
         stride = tuple(strides.get(axis, 1) for axis in range(2, rank))
         if min(stride) < 1:
@@ -215,11 +215,11 @@ def _channel_axis(axis: int, rank: int) -> int | None:
 
 def _only_slice(key: Any, rank: int | None) -> tuple[int, slice] | None:
     """The one axis that an index cuts, and how; ``None`` where it does anything else."""
-    cuts = _cuts(key, rank)
-    return cuts[0] if cuts and len(cuts) == 1 else None
+    found = cuts(key, rank)
+    return found[0] if found and len(found) == 1 else None
 
 
-def _cuts(key: Any, rank: int | None) -> list[tuple[int, slice]] | None:
+def cuts(key: Any, rank: int | None) -> list[tuple[int, slice]] | None:
     """The axes that an index cuts, and how; ``None`` where it does more than slicing."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if rank is None or not all(k is Ellipsis or isinstance(k, slice) for k in keys) or keys.count(Ellipsis) > 1:
@@ -227,8 +227,8 @@ def _cuts(key: Any, rank: int | None) -> list[tuple[int, slice]] | None:
     if Ellipsis in keys:
         at = keys.index(Ellipsis)
         keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
-    cuts = [(axis, k) for axis, k in enumerate(keys) if k != slice(None)]
-    return cuts if all(axis < rank for axis, _ in cuts) else None
+    found = [(axis, k) for axis, k in enumerate(keys) if k != slice(None)]
+    return found if all(axis < rank for axis, _ in found) else None
 
 
 def drop_expansion(node: fx.Node, kinds: KindTable) -> None:

@@ -21,9 +21,17 @@ def compose_paths(problem: Problem, values: set[int]) -> Problem:
 
 
 def _is_free(outer: Affine, inner: Affine) -> bool:
-    """Whether the composition of two maps costs what the other one costs: one scales channels, or pads before it."""
-    pads = inner.groups == inner.in_channels == inner.out_channels and inner.grid.taps == 1 and inner.unstrided
-    return outer.diagonal or pads
+    """Whether the composition of two maps costs what one of them costs: the other scales, pads before it or crops."""
+    return outer.diagonal or _shifts(inner) or _crops(outer)
+
+
+def _shifts(affine: Affine) -> bool:
+    """Whether every channel is only scaled and padded, or cropped."""
+    return affine.groups == affine.in_channels == affine.out_channels and affine.grid.taps == 1 and affine.unstrided
+
+
+def _crops(affine: Affine) -> bool:
+    return _shifts(affine) and all(axis.before <= 0 and axis.after <= 0 for axis in affine.grid.axes)
 
 
 def _composed(problem: Problem, wanted: Callable[[Affine, Affine, tuple[int, int]], bool]) -> Problem:
@@ -56,7 +64,7 @@ def _merged(
             )
         except InexactError:  # a shift before zero padding: it stays an op of its own
             continue
-        first = inner if outer.diagonal else op
+        first = inner if outer.diagonal or _crops(outer) else op
         return replace(
             op,
             name=first.name,
