@@ -2,8 +2,9 @@
 
     y = F.relu_(bn(x)); y += x       =>      bn = bn(x); relu = ReLU(bn); y = operator.add(relu, x)
 
-With example inputs, shapes are found first: ranks are known then, and sizes are seen to agree. Each step stands where
-it does for a reason:
+Arguments have torch's own names first (``dim=``, not ``axis=``), so that no step needs to know others. With example
+inputs, shapes are found: ranks are known then, and sizes are seen to agree. Each step stands where it does for a
+reason:
 
 1. in-place operations, before anything is removed: their readers are known only then;
 2. operations that hide a sum, written out, so that the steps below meet sums and products only;
@@ -32,6 +33,7 @@ from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
 from rmfx.front.compounds import write_out_compounds
 from rmfx.front.constants import fold_constants
 from rmfx.front.install import Installer, clone_sharing
+from rmfx.front.keywords import spell_keywords
 from rmfx.front.kind_table import infer_kinds
 from rmfx.front.kinds import Kind
 from rmfx.front.numbers import write_numbers
@@ -63,6 +65,7 @@ def normalise(
         NormalFormError: when an in-place operation cannot be given an out-of-place meaning.
     """
     installer = Installer(gm)
+    spell_keywords(gm)
     if inputs is not None:
         find_shapes(gm, inputs)
     resolve_in_place(gm)

@@ -157,7 +157,7 @@ class Channels:
     # -- concatenation ------------------------------------------------------------------------------------------------
 
     def _cat(self, node: fx.Node) -> bool:
-        parts, axis = argument(node, 0, "tensors", ()), argument(node, 1, "dim", node.kwargs.get("axis", 0))
+        parts, axis = argument(node, 0, "tensors", ()), argument(node, 1, "dim", 0)
         if not isinstance(parts, tuple | list) or type(axis) is not int or "out" in node.kwargs:
             return False
         nodes = [part for part in parts if isinstance(part, fx.Node)]
