@@ -16,6 +16,7 @@ from rmfx.errors import NormalFormError
 from rmfx.front.aliasing import resolve_in_place
 from rmfx.front.opnames import FRESH, NO_OUT_OF_PLACE, out_of_place
 from rmfx.front.trace import trace
+from rmfx.modules import ChannelSlice
 
 
 def conv() -> nn.Conv2d:
@@ -237,6 +238,13 @@ def _data(m: Lambda, x: Tensor) -> Tensor:
     return y
 
 
+def _slice_layer(m: Lambda, x: Tensor) -> Tensor:
+    y = m.a(x)
+    part = m.part(y)
+    part.relu_()
+    return torch.cat([y, part], 1)
+
+
 @pytest.mark.parametrize(
     ("forward", "name", "reader"),
     [
@@ -247,11 +255,12 @@ def _data(m: Lambda, x: Tensor) -> Tensor:
         (_whole_split_read_later, "relu_", "mul"),
         (_view_in_the_output, "relu_", "output"),
         (_data, "mul_", "output"),
+        (_slice_layer, "relu_", "cat"),
     ],
 )
 def test_writes_seen_through_a_view_are_refused(forward: Any, name: str, reader: str) -> None:
     with pytest.raises(NormalFormError) as caught:
-        normal_form(Lambda(forward, a=conv()).eval())
+        normal_form(Lambda(forward, a=conv(), part=ChannelSlice(0, 2)).eval())
     message = str(caught.value)
     first = forward.__code__.co_firstlineno
     line = int(message.split("test_aliasing.py:")[1].split(",")[0].split(")")[0])

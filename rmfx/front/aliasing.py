@@ -34,12 +34,12 @@ from rmfx.front.opnames import (
     parameters,
 )
 from rmfx.front.tracer import IN_PLACE_OPERATORS, location
-from rmfx.modules import DROPOUTS, ChannelsLast, SizeGuard
+from rmfx.modules import DROPOUTS, ChannelsLast, ChannelSlice, SizeGuard
 
 # Layers that give back what comes in, in eval mode.
 NO_OPS = (nn.Identity, ChannelsLast, *DROPOUTS)
 _SAME_LAYERS = (*NO_OPS, SizeGuard)
-_VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+_VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ChannelSlice)
 # What a write into a tensor made in forward is recorded as: torch.zeros(3) is a constant of the graph.
 _IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{name}__" for name in IN_PLACE_OPERATORS)})
 _INPLACE_OPERATORS = frozenset(getattr(operator, name) for name in IN_PLACE_OPERATORS)
