@@ -132,6 +132,12 @@ def _parts_of_a_split(m: Lambda, x: Tensor) -> Tensor:
     return torch.cat([second, first], 1)
 
 
+def _parts_of_a_view(m: Lambda, x: Tensor) -> Tensor:
+    first, second = m.a(x).flatten(2).transpose(1, 2).reshape(2, 35, 2, 2).permute(2, 0, 1, 3).unbind(0)
+    first *= 0.5
+    return first - second
+
+
 def _method_chain(m: Lambda, x: Tensor) -> Tensor:
     return m.a(x).relu_().add_(x).clamp_(max=3).neg_()
 
@@ -158,6 +164,7 @@ EXACT = [
     _in_place_dropout,
     _counting,
     _parts_of_a_split,
+    _parts_of_a_view,
     _method_chain,
     _flags,
 ]
@@ -238,6 +245,18 @@ def _data(m: Lambda, x: Tensor) -> Tensor:
     return y
 
 
+def _parts_of_an_expansion(m: Lambda, x: Tensor) -> Tensor:
+    first, second = m.a(x).unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(3).unbind(1)
+    first.add_(1)
+    return first + 2 * second
+
+
+def _parts_of_the_input(m: Lambda, x: Tensor) -> Tensor:
+    first, second = x.chunk(2, 1)  # one and the same, where a caller expands one channel
+    first.mul_(2)
+    return m.a(torch.cat([first, second], 1))
+
+
 def _slice_layer(m: Lambda, x: Tensor) -> Tensor:
     y = m.a(x)
     part = m.part(y)
@@ -256,6 +275,8 @@ def _slice_layer(m: Lambda, x: Tensor) -> Tensor:
         (_view_in_the_output, "relu_", "output"),
         (_data, "mul_", "output"),
         (_slice_layer, "relu_", "cat"),
+        (_parts_of_an_expansion, "add_", "mul"),
+        (_parts_of_the_input, "mul_", "cat"),
     ],
 )
 def test_writes_seen_through_a_view_are_refused(forward: Any, name: str, reader: str) -> None:

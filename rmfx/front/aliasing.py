@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from rmfx.errors import NormalFormError
 from rmfx.front.opnames import (
+    DISTINCT,
     FRESH,
     METADATA,
     METADATA_ATTRIBUTES,
@@ -49,10 +50,12 @@ _INPLACE_OPERATORS = frozenset(getattr(operator, name) for name in IN_PLACE_OPER
 class _Cell:
     """One tensor: the nodes that still stand for it, and the allocations its memory may lie in.
 
-    ``piece`` says which part of a split tensor it is: two parts of one split never overlap.
+    ``piece`` says which part of a split tensor it is. Two parts of one split never overlap, unless the whole
+    ``repeats`` itself, as what is expanded does: there, several elements may be one place in memory.
     """
 
     roots: tuple[_Root, ...]
+    repeats: bool = False
     piece: tuple[fx.Node, int] | None = None
     nodes: list[fx.Node] = field(default_factory=list)
 
@@ -119,6 +122,22 @@ class _Resolver:
             return not isinstance(self.modules[node.target], _VIEW_LAYERS)
         return op_name(node) in FRESH
 
+    def _repeats(self, node: fx.Node, inputs: list[_Cell]) -> bool:
+        if node.op == "placeholder":
+            return True  # a caller may have expanded it
+        if self._is_fresh(node):
+            return False
+        spreads = node.op in ("call_function", "call_method") and op_name(node) not in DISTINCT
+        return spreads or any(cell.repeats for cell in inputs)
+
+    def _piece(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        if node.target is not operator.getitem or type(node.args[1]) is not int or node.args[1] < 0:
+            return None
+        whole = node.args[0]
+        if not isinstance(whole, fx.Node) or op_name(whole) not in SPLITS or self.cells[whole].repeats:
+            return None
+        return whole, node.args[1]
+
     # -- where values live --------------------------------------------------------------------------------------------
 
     def _inputs(self, node: fx.Node) -> list[_Cell]:
@@ -135,7 +154,7 @@ class _Resolver:
         roots = () if self._is_fresh(node) else tuple(dict.fromkeys(root for cell in inputs for root in cell.roots))
         if not roots:
             roots = (_Root(str(node.target) if node.op == "get_attr" else None),)
-        cell = _Cell(roots, _piece(node))
+        cell = _Cell(roots, self._repeats(node, inputs), self._piece(node))
         for root in roots:
             root.cells.append(cell)
         self._join(node, cell)
@@ -218,13 +237,6 @@ def is_plain_value(node: fx.Node, tensors: dict[fx.Node, _Cell] | set[fx.Node]) 
         return node.args[1] in METADATA_ATTRIBUTES
     counts = getattr(node.target, "__module__", None) in ("_operator", "math", "builtins")
     return counts and not any(source in tensors for source in node.all_input_nodes)
-
-
-def _piece(node: fx.Node) -> tuple[fx.Node, int] | None:
-    if node.target is not operator.getitem or type(node.args[1]) is not int or node.args[1] < 0:
-        return None
-    whole = node.args[0]
-    return (whole, node.args[1]) if isinstance(whole, fx.Node) and op_name(whole) in SPLITS else None
 
 
 def _are_apart(cell: _Cell, other: _Cell) -> bool:

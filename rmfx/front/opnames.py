@@ -53,7 +53,10 @@ FRESH = frozenset(_FRESH.split())
 # The result may be a view of an argument, or that argument itself; nothing is computed.
 VIEWS = frozenset(_VIEWS.split())
 
-# Views that hand out parts which do not overlap.
+# Views in which no element stands twice, unless it does in the argument.
+DISTINCT = VIEWS - {"as_strided", "broadcast_to", "expand", "expand_as", "unfold"}
+
+# Views that hand out parts which do not overlap, unless the argument does.
 SPLITS = frozenset({"chunk", "split", "unbind"})
 
 # Reads sizes and kinds, never values: the result is no tensor.
