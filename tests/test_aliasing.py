@@ -12,11 +12,13 @@ from front import Lambda, assert_exact, bn, hostile, image, normal_form, operati
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import rmfx
 from rmfx.errors import NormalFormError
 from rmfx.front.aliasing import resolve_in_place
 from rmfx.front.opnames import FRESH, NO_OUT_OF_PLACE, out_of_place
 from rmfx.front.trace import trace
 from rmfx.modules import ChannelSlice
+from rmfx.passes.normalise import normalise
 
 
 def conv() -> nn.Conv2d:
@@ -346,6 +348,41 @@ def test_an_overload_that_writes_is_refused() -> None:
     model = Lambda(lambda m, x: torch.ops.aten.relu_.default(m.a(x)), a=conv()).eval()
     with pytest.raises(NormalFormError, match="has no out-of-place form"):
         normal_form(model)
+
+
+def _rounds(m: Lambda, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y = y.relu().half()
+    y += m.a(x)  # in place, half stays half
+    return y
+
+
+def test_writes_of_wider_numbers_are_refused() -> None:
+    x = image().float()
+    with pytest.raises(NormalFormError) as caught:
+        normalise(trace(Lambda(_rounds, a=conv()).eval()), inputs=(x,))
+    line = _rounds.__code__.co_firstlineno + 3
+    assert f"test_aliasing.py:{line})" in str(caught.value)
+    assert "writes torch.float32 into half, which is torch.float16: cast a_1 first" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda y, m: y.add_(y > 0), lambda y, m: y.mul_(torch.arange(5)), lambda y, m: y.sub_(m.wide)],
+    ids=["bool", "integers", "a constant"],
+)
+def test_writes_that_keep_the_type_are_exact(write: Callable[[Tensor, Lambda], Tensor]) -> None:
+    wide = torch.tensor([0.5, 2.0, -3.0, 1.0], dtype=torch.float64).view(4, 1, 1)
+    model = Lambda(lambda m, x: write(m.a(x), m), a=conv(), wide=wide).eval()
+    x = image().float()
+    gm = normalise(trace(model), inputs=(x,))
+    assert gm(x).dtype == torch.float32 and torch.equal(gm(x), model(x))
+
+
+def test_inputs_are_never_written() -> None:
+    model = Lambda(lambda m, x: m.a(x.sub_(0.5)), a=conv()).double().eval()
+    x, same = image(), image()
+    assert torch.equal(rmfx.convert(model, x)(x), model(image())) and torch.equal(x, same)
 
 
 def test_nodes_keep_their_names() -> None:

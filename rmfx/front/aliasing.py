@@ -17,33 +17,25 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx, nn
 
 from rmfx.errors import NormalFormError
+from rmfx.front.in_place import make_plain, refuse_wider, where, writes_by_name
 from rmfx.front.opnames import (
     DISTINCT,
     FRESH,
     METADATA,
     METADATA_ATTRIBUTES,
-    NO_OUT_OF_PLACE,
     SPLITS,
     is_eval_dropout,
-    is_torch_function,
     op_name,
-    out_of_place,
-    parameters,
 )
-from rmfx.front.tracer import IN_PLACE_OPERATORS, location
 from rmfx.modules import DROPOUTS, ChannelsLast, ChannelSlice, SizeGuard
 
 # Layers that give back what comes in, in eval mode.
 NO_OPS = (nn.Identity, ChannelsLast, *DROPOUTS)
 _SAME_LAYERS = (*NO_OPS, SizeGuard)
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, ChannelSlice)
-# What a write into a tensor made in forward is recorded as: torch.zeros(3) is a constant of the graph.
-_IN_PLACE_METHODS = frozenset({"__setitem__", *(f"__{name}__" for name in IN_PLACE_OPERATORS)})
-_INPLACE_OPERATORS = frozenset(getattr(operator, name) for name in IN_PLACE_OPERATORS)
 
 
 @dataclass(eq=False)
@@ -71,11 +63,12 @@ class _Root:
 def resolve_in_place(gm: fx.GraphModule) -> None:
     """Rewrite ``gm`` so that nothing is in place and every reader reads what it would have seen.
 
-    Modules are switched with ``inplace = False``: ``gm`` must own them. Nodes keep their names.
+    Modules are switched with ``inplace = False``: ``gm`` must own them. Nodes keep their names. Inputs of ``gm`` are
+    not written either: where the original leaves another value in its caller's tensor, only the outputs are the same.
 
     Raises:
         NormalFormError: when a write may be seen through a view or an unknown operation, changes a parameter or
-            buffer, or has no out-of-place form; names the node, file and line.
+            buffer, rounds (where types are known), or has no out-of-place form; names the node, file and line.
     """
     _Resolver(gm).run()
 
@@ -168,13 +161,14 @@ class _Resolver:
     def _resolve(self, node: fx.Node) -> None:
         written = node.args[0] if node.args else node.kwargs.get("input")
         if node.kwargs.get("out") is not None or not isinstance(written, fx.Node):
-            raise NormalFormError(f"{_where(node)} writes into an argument: use its result instead, without out=")
+            raise NormalFormError(f"{where(node)} writes into an argument: use its result instead, without out=")
         if written not in self.cells:  # counting with numbers, n += 1
-            self._make_plain(node)
+            make_plain(node)
             return
         cell = self.cells[written]
         self._refuse_shared(node, cell)
-        self._make_plain(node)
+        refuse_wider(node, written)
+        make_plain(node)
         now = self.position[node]
         for stale in cell.nodes:
             for reader in [user for user in stale.users if self.position[user] > now]:
@@ -186,15 +180,15 @@ class _Resolver:
         for root in cell.roots:
             if root.constant is not None:
                 raise NormalFormError(
-                    f"{_where(node)} writes into {root.constant}, which would change the model on every call: {_ADVICE}"
+                    f"{where(node)} writes into {root.constant}, which would change the model on every call: {_ADVICE}"
                 )
             for other in root.cells:
                 if other is cell or _are_apart(cell, other):
                     continue
                 if (reader := self._later_reader(other, self.position[node])) is not None:
                     raise NormalFormError(
-                        f"{_where(node)} writes into memory that {other.nodes[0].name} may share, which "
-                        f"{_where(reader)} reads later: {_ADVICE}"
+                        f"{where(node)} writes into memory that {other.nodes[0].name} may share, which "
+                        f"{where(reader)} reads later: {_ADVICE}"
                     )
 
     def _later_reader(self, cell: _Cell, now: int) -> fx.Node | None:
@@ -203,23 +197,6 @@ class _Resolver:
                 if self.position[user] > now and not _reads_metadata(user):
                     return user
         return None
-
-    def _make_plain(self, node: fx.Node) -> None:
-        """Turn an in-place node into its out-of-place form, in place in the graph."""
-        if node.op == "call_module":
-            return  # the module itself is switched at the end: other nodes may call it too
-        if _flag(node) is True:
-            _clear_flag(node)
-        elif node.op == "call_method":
-            plain = str(node.target)[:-1]
-            if node.target in NO_OUT_OF_PLACE or not hasattr(torch.Tensor, plain):
-                raise NormalFormError(f"{_where(node)} has no out-of-place form: build the tensor with torch.where")
-            node.target = plain
-        else:
-            function = out_of_place(node.target)
-            if function is None:
-                raise NormalFormError(f"{_where(node)} has no out-of-place form: build the tensor with torch.where")
-            node.target = function
 
 
 def is_plain_value(node: fx.Node, tensors: dict[fx.Node, _Cell] | set[fx.Node]) -> bool:
@@ -247,43 +224,6 @@ def _are_apart(cell: _Cell, other: _Cell) -> bool:
 
 def _reads_metadata(node: fx.Node) -> bool:
     return is_plain_value(node, set(node.all_input_nodes))
-
-
-def writes_by_name(node: fx.Node) -> bool:
-    """Whether a function or method node says that it writes: a trailing underscore, an ``inplace`` or ``out``."""
-    return _is_in_place_name(node) or _flag(node) is True or node.kwargs.get("out") is not None
-
-
-def _is_in_place_name(node: fx.Node) -> bool:
-    if node.op == "call_function" and node.target in _INPLACE_OPERATORS:
-        return True
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name in _IN_PLACE_METHODS or (name.endswith("_") and not name.endswith("__"))
-
-
-def _flag(node: fx.Node) -> object:
-    names = parameters(node.target) if node.op == "call_function" else ()
-    if "inplace" not in names:
-        return None
-    index = names.index("inplace")
-    return node.args[index] if index < len(node.args) else node.kwargs.get("inplace")
-
-
-def _clear_flag(node: fx.Node) -> None:
-    if not is_torch_function(node.target):
-        raise NormalFormError(f"{_where(node)} is told to work in place and rmfx does not know it: pass inplace=False")
-    index = parameters(node.target).index("inplace")
-    if index < len(node.args):
-        node.args = (*node.args[:index], False, *node.args[index + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, "inplace": False}
-
-
-def _where(node: fx.Node) -> str:
-    what = getattr(node.target, "__name__", node.target)
-    return f"{node.name} ({what} at {location(node)})"
 
 
 _ADVICE = "write the out-of-place form (y = x + z instead of x += z, inplace=False), or work on x.clone()"

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from rmfx.errors import NormalFormError
-from rmfx.front.aliasing import NO_OPS, is_plain_value, writes_by_name
+from rmfx.front.aliasing import NO_OPS, is_plain_value
+from rmfx.front.in_place import writes_by_name
 from rmfx.front.opnames import is_eval_dropout, is_torch_function
 from rmfx.front.tracer import location
 from rmfx.modules import SizeGuard
