@@ -50,7 +50,8 @@ class Composites:
             return True
         if type(kind) is nn.Tanh:
             soft, source = self._call(inside)
-            mish = type(soft) is nn.Softplus and source is x and soft.beta == 1
+            # A softplus is x above its threshold; from 20 on the tanh of both is 1, to all digits of float64.
+            mish = type(soft) is nn.Softplus and source is x and soft.beta == 1 and soft.threshold >= 20
             if mish:
                 self.installer.layer(node, nn.Mish(), x)
             return mish
