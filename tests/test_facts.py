@@ -89,6 +89,7 @@ HARD_IMAGES: dict[str, tuple[nn.Module, Range]] = {
     "Softsign": (nn.Softsign(), EVERYTHING),  # inf / inf is NaN
     "ELU": (nn.ELU(-1.0), (-5.0, 1.0)),  # not monotone
     "Softplus": (nn.Softplus(threshold=0.5), (0.0, 0.51)),  # drops where its threshold switches to x
+    "Softplus that is x above -2": (nn.Softplus(threshold=-2), (-4.0, -1.0)),
     "Softplus above": (nn.Softplus(threshold=0.5), (0.49, 0.6)),
     "Softplus below zero": (nn.Softplus(-1.0), (-3.0, 3.0)),  # a negative beta
     "RReLU": (nn.RReLU(0.1, 0.9).train(), (-4.0, 1.0)),  # a random slope each time

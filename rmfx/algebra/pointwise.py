@@ -114,8 +114,9 @@ def image(module: nn.Module, values: Range) -> Range:
     if type(module) in _MONOTONE or (isinstance(module, (nn.ELU, nn.CELU)) and module.alpha > 0):
         ends = module(torch.tensor([low, high], dtype=torch.float64))
         return EVERYTHING if bool(ends.isnan().any()) else (float(ends[0]), float(ends[1]))
-    if isinstance(module, nn.Softplus):  # drops where its threshold switches to x, so its ends tell less than this
-        return (max(0.0, low), max(0.0, high) + math.log(2.0) / module.beta) if module.beta > 0 else EVERYTHING
+    if isinstance(module, nn.Softplus) and module.beta > 0 and module.threshold >= 0:
+        # drops where its threshold switches to x, so its ends tell less than this
+        return max(0.0, low), max(0.0, high) + math.log(2.0) / module.beta
     if type(module) in _DIPPING:
         return (min(0.0, _DIPPING[type(module)]) if low < 0 else 0.0), max(0.0, high)
     if isinstance(module, (nn.LeakyReLU, nn.RReLU)):
