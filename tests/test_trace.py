@@ -8,6 +8,7 @@ import operator
 import pickle
 import threading
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from front import Lambda, assert_exact, bn, hostile, image, normal_form, operati
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+import rmfx
 from rmfx.errors import TraceError, UnsupportedModelError
 from rmfx.front.trace import structural_copy, trace
-from rmfx.front.tracer import location
+from rmfx.front.tracer import is_user_file, location
 from rmfx.modules import ChannelAffine
 
 
@@ -309,6 +311,15 @@ def test_a_graph_without_user_code_has_no_lines() -> None:
     gm = trace(nn.Sequential(conv(), nn.ReLU()).eval())
     assert [node.meta["line"] for node in gm.graph.nodes] == [None] * 4
     assert location(next(iter(gm.graph.nodes))) == "no line of source known"
+
+
+def test_the_code_of_rmfx_is_no_code_of_a_model() -> None:
+    package = Path(rmfx.__file__).parent
+    assert not any(
+        is_user_file(str(package / name)) for name in ("convert.py", "front/tracer.py", "passes/normalise.py")
+    )
+    assert not is_user_file(torch.nn.functional.__file__) and not is_user_file("<string>")
+    assert is_user_file(str(package / "models" / "resnet.py")) and is_user_file(__file__)
 
 
 class Keywords(nn.Module):

@@ -22,8 +22,8 @@ from torch.fx.node import Argument
 from torch.fx.proxy import Attribute, TraceError
 
 _TORCH = str(Path(torch.__file__).parent / "_")[:-1]
-_RMFX = str(Path(__file__).parent / "_")[:-1]
-_RMFX_MODELS = str(Path(__file__).parent / "models" / "_")[:-1]  # networks are user code, wherever they are kept
+_RMFX = str(Path(__file__).parents[1] / "_")[:-1]
+_RMFX_MODELS = str(Path(__file__).parents[1] / "models" / "_")[:-1]  # networks are user code, wherever they are kept
 
 Line = tuple[str, int]
 
