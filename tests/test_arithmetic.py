@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from front import Lambda, assert_exact, conv, hostile, image, layer, normal_form, operations
-from oracle import assert_equivalent
+from oracle import assert_equivalent, relative_difference
 from torch import Tensor, nn
 
+import rmfx
 from rmfx import convert, report
 from rmfx.front.trace import trace
 from rmfx.modules import ChannelAffine
@@ -90,6 +91,26 @@ def test_a_vector_is_along_the_last_axis_and_a_column_along_the_channels() -> No
 def test_one_channel_that_becomes_many_is_no_scaling() -> None:
     model = Lambda(lambda m, x: m.conv(x) * m.c, conv=conv(4, 1), c=C.view(4, 1, 1))
     assert operations(assert_exact(model, image())) == ["Conv2d", "mul"]
+    pooled = Lambda(lambda m, x: m.pool(x) + m.last, pool=nn.AdaptiveAvgPool2d(1), last=torch.rand(5))
+    assert operations(assert_exact(pooled, image())) == ["AdaptiveAvgPool2d", "add"]
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (2, 3, 8), (8,)])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_feature_that_becomes_many_converts(shape: tuple[int, ...], known: bool) -> None:
+    model = Lambda(lambda m, x: m.fc(x) + m.c, fc=nn.Linear(8, 1), c=C).double().eval()
+    x = hostile(*shape)
+    converted = rmfx.convert(model, *([x] if known else []))
+    assert converted(x).shape == model(x).shape
+    assert relative_difference(model(x), converted(x)) <= 1e-15
+
+
+def test_a_number_of_no_dimensions_becomes_a_vector() -> None:
+    for vector in (C, torch.ones(1)):
+        model = Lambda(lambda m, x: x.mean() * 2 + m.v, v=vector)
+        x = hostile(2, 3)
+        gm = normalise(trace(model.double().eval()), inputs=(x,))
+        assert torch.equal(gm(x), model(x)) and gm(x).shape == vector.shape
 
 
 def test_integers_stay_integers() -> None:

@@ -176,6 +176,7 @@ def test_what_is_no_map_of_these_dimensions_is_refused() -> None:
         (nn.AvgPool2d(2), None, 2, "the number of channels at _0 is unknown: pass example_inputs"),
         (scale, x, 0, "_0 scales another axis than the channels"),
         (ChannelAffine(torch.ones(4), axis=-1), x, 1, "_0 scales another axis than the channels"),
+        (ChannelAffine(torch.ones(4), axis=-1), signal(0, 2, 1), 0, "_0 makes 4 channels of 1"),
     ):
         assert refusal(nn.Sequential(module), given_x, dims) == reason
 

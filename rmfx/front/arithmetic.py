@@ -230,7 +230,7 @@ def _is_number(value: Any) -> bool:
 def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     """``tensor`` as one value, or one value per channel, of the tensor it is combined with; ``None`` if neither."""
     shape, rank = tensor.shape, kind.rank
-    if len(shape) > 1 and (rank is None or len(shape) > rank):
+    if len(shape) > (1 if rank is None else rank):
         return None  # the result may have more dimensions
     if tensor.numel() == 1:
         return _Channels(_view(tensor, ()), 1)
@@ -240,8 +240,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     axis = long[0] - len(shape)
     if axis != -1 and (rank is None or axis + rank != 1):
         return None
-    on_channels = axis != -1 or rank == 2
-    if on_channels and kind.channels not in (None, tensor.numel()):
+    if rank is not None and kind.sizes[axis] not in (None, tensor.numel()):
         return None  # one channel that broadcasts to many
     return _Channels(_view(tensor, (-1,)), -1 if axis == -1 else 1)
 

@@ -157,6 +157,8 @@ def _channel_affine(node: fx.Node, module: ChannelAffine, dims: int, channels: i
     channels = _in_channels(node, dims, channels)
     if module.weight.dim() and module.axis != (1 if dims else -1):
         raise InexactError(f"{node.name} scales another axis than the channels")
+    if module.weight.dim() and len(module.weight) != channels:
+        raise InexactError(f"{node.name} makes {len(module.weight)} channels of {channels}")
 
     weight, bias = module.weight, module.bias
 
