@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
+from rmfx.front.builders import NORM_OF_RANK
 from rmfx.front.compounds import write_out_compounds
 from rmfx.front.constants import fold_constants
 from rmfx.front.install import Installer, clone_sharing
 from rmfx.front.keywords import spell_keywords
-from rmfx.front.kind_table import infer_kinds
+from rmfx.front.kind_table import KindTable, infer_kinds
 from rmfx.front.kinds import Kind
 from rmfx.front.numbers import write_numbers
 from rmfx.front.opnames import is_eval_dropout, is_torch_function, op_name
@@ -73,8 +74,8 @@ def normalise(
     fold_constants(gm, installer)
     _respell_views(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
-    _spell(gm, installer)
-    _one_call_site_each(gm, installer)
+    kinds = _spell(gm, installer)
+    _one_call_site_each(gm, installer, kinds)
     _drop_dead_code(gm)
     drop_unused(gm)
     _stamp(gm)
@@ -156,7 +157,7 @@ def _respell_views(gm: fx.GraphModule) -> None:
 # -- 5. and 6. one spelling per operation ------------------------------------------------------------------------------
 
 
-def _spell(gm: fx.GraphModule, installer: Installer) -> None:
+def _spell(gm: fx.GraphModule, installer: Installer) -> KindTable:
     constant = _constant_reader(gm)
     _spell_layers(gm, installer, lambda node: Kind(), constant)
     if write_numbers(gm):  # weights may depend on them
@@ -165,6 +166,7 @@ def _spell(gm: fx.GraphModule, installer: Installer) -> None:
     sweep = Sweep(gm, installer, constant)
     for node in list(gm.graph.nodes):
         sweep.visit(node)
+    return sweep.kinds
 
 
 def _spell_layers(
@@ -194,7 +196,7 @@ def _constant_reader(gm: fx.GraphModule) -> Callable[[fx.Node], Tensor | None]:
 # -- 7. one call site per layer ---------------------------------------------------------------------------------------
 
 
-def _one_call_site_each(gm: fx.GraphModule, installer: Installer) -> None:
+def _one_call_site_each(gm: fx.GraphModule, installer: Installer, kinds: KindTable) -> None:
     seen: set[int] = set()
     for node in gm.graph.nodes:
         if node.op != "call_module":
@@ -207,15 +209,21 @@ def _one_call_site_each(gm: fx.GraphModule, installer: Installer) -> None:
             node.target = installer.free_name(place, word)
             gm.add_submodule(node.target, module)
         seen.add(id(module))
-        _make_plain(module)
+        _make_plain(module, [kinds[source].rank for source in node.all_input_nodes])
         if len(node.kwargs) == 1 and not node.args:
             node.args, node.kwargs = tuple(node.kwargs.values()), {}
 
 
-def _make_plain(module: nn.Module) -> None:
-    """A batch norm's subclass that inherits ``forward`` computes what the batch norm does, and becomes one."""
+def _make_plain(module: nn.Module, ranks: list[int | None]) -> None:
+    """A batch norm's subclass that inherits ``forward`` computes what the batch norm does, and becomes one.
+
+    So does one that is synchronised between processes, which only training is, where the rank that it reads is known.
+    """
     if isinstance(module, _NORMS) and type(module) not in _NORMS:
         module.__class__ = next(cls for cls in type(module).__mro__ if cls in _NORMS)
+    if type(module) is nn.SyncBatchNorm and len(ranks) == 1 and ranks[0] in NORM_OF_RANK:
+        module.__class__ = NORM_OF_RANK[ranks[0]]  # type: ignore[assignment]
+        del module.process_group
 
 
 # -- 8. what is left over ---------------------------------------------------------------------------------------------

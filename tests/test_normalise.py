@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from front import Lambda, assert_exact, bn, conv, hostile, image, layer, normal_form, operations
+from oracle import FLOAT64_TOLERANCE, relative_difference
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth, stochastic_depth
 
+import rmfx
 from rmfx.errors import NormalFormError
+from rmfx.front.trace import trace
 from rmfx.passes.normalise import normalise
 
 # -- functions and methods that are layers ----------------------------------------------------------------------------
@@ -195,6 +198,32 @@ def test_batch_norms_that_stay() -> None:
     assert operations(assert_exact(batch, image())) == ["Conv2d", "batch_norm"]
     unlearned = nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))
     assert operations(assert_exact(unlearned, image())) == ["Conv2d", "BatchNorm2d"]
+
+
+@pytest.mark.parametrize("dims", [0, 1, 2, 3])
+def test_synchronised_batch_norms_are_ordinary_ones(dims: int) -> None:
+    producer = nn.Linear(4, 6) if dims == 0 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](4, 6, 3)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(producer, bn(6)))
+    x = hostile(2, 4, *(7, 6, 5)[:dims])
+    gm = normalise(trace(model.double().eval()), inputs=(x,))
+    assert operations(gm) == [type(producer).__name__, f"BatchNorm{max(dims, 1)}d"]
+    assert torch.equal(gm(x), model(x)) and type(model[1]) is nn.SyncBatchNorm
+    assert layer(gm, type(gm.get_submodule("1"))).weight is model[1].weight
+
+
+def test_a_synchronised_batch_norm_stays_where_its_rank_is_not_known() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(bn(4)))
+    assert operations(assert_exact(model, image())) == ["SyncBatchNorm"]
+
+
+@pytest.mark.parametrize("keep_bn", [False, True])
+def test_residual_connections_around_synchronised_batch_norms_are_removed(keep_bn: bool) -> None:
+    block = Lambda(lambda m, x: F.relu(x + m.b(m.second(F.relu(m.a(m.first(x)))))), first=conv(), second=conv())
+    block.a, block.b = bn(4), bn(4)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(conv(), nn.ReLU(), block)).double().eval()
+    converted = rmfx.convert(model, image(), keep_bn=keep_bn)
+    assert rmfx.report(converted).count("removed") == 1
+    assert relative_difference(model(image()), converted(image())) <= FLOAT64_TOLERANCE
 
 
 def test_the_builtin_batch_norm() -> None:

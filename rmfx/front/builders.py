@@ -119,17 +119,17 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
     return layer
 
 
-_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+NORM_OF_RANK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 def batch_norm(arguments: Arguments, kind: Kind) -> nn.Module | None:
     """``F.batch_norm`` by running statistics, where the rank of its input tells which class it is."""
     mean, var = arguments["running_mean"], arguments["running_var"]
-    if arguments["training"] or mean is None or var is None or kind.rank not in _NORMS:
+    if arguments["training"] or mean is None or var is None or kind.rank not in NORM_OF_RANK:
         return None
     weight, bias = arguments["weight"], arguments["bias"]
     affine = weight is not None or bias is not None
-    layer = _NORMS[kind.rank](mean.numel(), arguments["eps"], arguments["momentum"], affine, device="meta")
+    layer = NORM_OF_RANK[kind.rank](mean.numel(), arguments["eps"], arguments["momentum"], affine, device="meta")
     layer.running_mean, layer.running_var = (derive(t.detach(), lambda same: same, t) for t in (mean, var))
     layer.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
     if affine:

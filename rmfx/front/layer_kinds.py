@@ -30,7 +30,7 @@ _BY_DIMS: dict[int, tuple[type[nn.Module], ...]] = {
 _DIMS = {layer: dims for dims, layers in _BY_DIMS.items() for layer in layers}
 _ADAPTIVE = tuple(layer for layers in _BY_DIMS.values() for layer in layers[4:6])
 _CONVS = tuple(layer for layers in _BY_DIMS.values() for layer in layers[:2])
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _WEIGHTED = (*_CONVS, nn.Linear, *_NORMS)
 RESHAPING = (
     nn.Flatten,
