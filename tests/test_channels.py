@@ -115,6 +115,27 @@ def test_every_part_of_a_split_is_a_slice(index: int) -> None:
     assert found == [sliced(*expected[-1]), "ReLU"]
 
 
+def _difference(pair: Any) -> Tensor:
+    first, second = pair
+    return first - second
+
+
+TUPLES: list[tuple[Callable[[Tensor], Any], list[str]]] = [
+    (lambda y: torch.cat(y.chunk(2, 1)[::-1], 1), [sliced(3, 3), sliced(0, 3), "cat"]),
+    (lambda y: torch.cat(tensors=torch.split(y, [1, 2, 3], 1)[1:], dim=1), [sliced(1, 2), sliced(3, 3), "cat"]),
+    (lambda y: _difference(y.chunk(3, 1)[:-1]), [sliced(0, 2), sliced(2, 2), "ChannelAffine", "add"]),
+    (lambda y: y.chunk(3, 1)[::-1][1:][0].relu(), [sliced(2, 2), "ReLU"]),
+    (lambda y: y.chunk(3, 1)[1:], [sliced(2, 2), sliced(4, 2)]),
+    (lambda y: torch.cat(y.chunk(2, 2)[::-1], 2), ["chunk", "getitem", "cat"]),  # as many parts as the image has
+]
+
+
+@pytest.mark.parametrize("index", range(len(TUPLES)))
+def test_slices_of_a_tuple_of_parts(index: int) -> None:
+    function, expected = TUPLES[index]
+    assert parts_of(function) == expected
+
+
 def test_a_part_that_is_read_twice_is_one_slice() -> None:
     assert parts_of(lambda y: y.chunk(2, 1)[0] + y[:, :3]) == [sliced(0, 3), sliced(0, 3), "add"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx
 
@@ -20,6 +20,11 @@ def literal(value: Any, kinds: Kinds) -> int | None:
     if isinstance(value, fx.Node):
         value = kinds[value].value if value in kinds and not kinds[value].tensor else None
     return value if type(value) is int else None
+
+
+def is_literal_slice(key: Any) -> TypeGuard[slice]:
+    """Whether ``key`` is a slice between numbers."""
+    return isinstance(key, slice) and all(part is None or type(part) is int for part in (key.start, key.stop, key.step))
 
 
 def sizes_of_call(node: fx.Node, start: int = 1, name: str = "shape") -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from rmfx.front.calls import SPLITS, argument, literal, part_lengths, sizes_of_call
+from rmfx.front.calls import SPLITS, argument, is_literal_slice, literal, part_lengths, sizes_of_call
 from rmfx.front.kinds import ANY, Kind, Kinds, Sizes, broadcast, flattened, numel
 from rmfx.front.layer_kinds import KEEPING
 from rmfx.front.opnames import op_name
@@ -63,7 +63,7 @@ def _number(node: fx.Node, name: str, kinds: Kinds) -> Any:
         return kind.sizes if axis is None else kind.sizes[axis] if type(axis) is int else None
     if node.target is operator.getitem and isinstance(kind.value, tuple):
         key = node.args[1]
-        return kind.value[key] if type(key) is int or isinstance(key, slice) and _is_literal_slice(key) else None
+        return kind.value[key] if type(key) is int or is_literal_slice(key) else None
     return _counted(node, kinds) if getattr(node.target, "__module__", None) in _COUNTING else None
 
 
@@ -75,10 +75,6 @@ def _counted(node: fx.Node, kinds: Kinds) -> Any:
         return node.target(*values)
     except (ArithmeticError, TypeError, ValueError):
         return None  # it raises when it runs, as it always did
-
-
-def _is_literal_slice(key: slice) -> bool:
-    return all(part is None or type(part) is int for part in (key.start, key.stop, key.step))
 
 
 # -- tensors ----------------------------------------------------------------------------------------------------------
@@ -108,7 +104,7 @@ def _item(node: fx.Node, source: Kind) -> Kind:
         else:
             size = left.pop(0)
             if isinstance(k, slice):
-                fixed = size is not None and _is_literal_slice(k)
+                fixed = size is not None and is_literal_slice(k)
                 sizes.append(len(range(size)[k]) if fixed else size if k == slice(None) else None)  # type: ignore[arg-type]
     return Kind(True, len(sizes), source.floating, tuple(sizes))
 

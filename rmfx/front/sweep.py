@@ -19,6 +19,7 @@ from rmfx.front.masked import spell_masked
 from rmfx.front.numbers import write_number
 from rmfx.front.shuffles import spell_shuffle
 from rmfx.front.spelling import spell
+from rmfx.front.tuples import hand_out
 
 _PAIRS = (operator.add, operator.mul)
 
@@ -45,6 +46,8 @@ class Sweep:
         write_number(node, self.kinds)  # reads the kind of the node first
         if not node.users or node.op in ("placeholder", "get_attr", "output"):
             return
+        for part in hand_out(node, self.installer, self.kinds):
+            self.visit(part)
         moved = self.channels.rewrite(node) or spell_shuffle(node, self.installer, self.kinds)
         moved = moved or spell_crop(node, self.installer, self.kinds)
         moved = moved or spell_feature_norm(node, self.installer, self.kinds)
