@@ -24,6 +24,7 @@ from rmfx.front.trace import structural_copy
 from rmfx.front.tracer import is_leaf
 from rmfx.graph.cost import network_parameters
 from rmfx.inputs import as_tuple
+from rmfx.quiet import quiet_fakes
 from rmfx.report import Entry, LeftOut, Report, Totals, attach, report
 
 Inputs = tuple[tuple[Any, ...] | None, Mapping[str, Any]]
@@ -204,7 +205,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return mode.from_tensor(value) if isinstance(value, Tensor) else value
 
     try:
-        with mode:
+        with mode, quiet_fakes():
             calls = _calls(structural_copy(model), *pytree.tree_map(fake, (args, dict(kwargs))))
     except Exception as error:  # code that decides by values cannot run without them
         if any(tensor.is_meta for tensor in model.parameters()):

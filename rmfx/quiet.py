@@ -1,4 +1,4 @@
-"""Silence for the exporters of torch, which print progress and warn of their own internals."""
+"""Silence for the exporters of torch, which print progress and warn of their own internals, and for failed tries."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Hide what torch logs of an operator that fails on tensors without values; the error itself is still raised.
+
+    >>> with quiet_fakes():
+    ...     logging.getLogger("torch._subclasses.fake_tensor").error("failed while attempting to run meta for aten.mm")
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

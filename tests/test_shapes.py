@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from nets import BNS, NETS, build
 from torch import Tensor, fx, nn
 
+import rmfx
+from rmfx.errors import UnsupportedModelError
 from rmfx.front.shapes import find_shapes, propagate
 
 SIZES = {0: (4, 3), 1: (2, 3, 5), 2: (2, 3, 5, 4), 3: (2, 3, 5, 4, 3)}
@@ -77,3 +81,11 @@ def test_norms_that_cannot_run_raise(norm: nn.Module, x: Tensor) -> None:
     with pytest.raises((ValueError, RuntimeError)):
         propagate(gm, (x,))
     assert not find_shapes(gm, (x,)) and not any({"shape", "val"} & node.meta.keys() for node in gm.graph.nodes)
+
+
+def test_what_cannot_run_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 3)).eval()
+    with pytest.raises(UnsupportedModelError, match="cannot be run on the example inputs"):
+        rmfx.convert(model, torch.zeros(2, 3))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not logging.getLogger("torch._subclasses.fake_tensor").disabled

@@ -9,6 +9,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from rmfx.quiet import quiet_fakes
+
 _NORMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # and the ranks that they take
 
 
@@ -20,7 +22,7 @@ def propagate(gm: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
     >>> [tuple(node.meta["shape"]) for node in gm.graph.nodes][:2]
     [(5, 2), (3, 2)]
     """
-    with torch.no_grad():
+    with torch.no_grad(), quiet_fakes():
         _Shapes(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
     for node in gm.graph.nodes:
         value = node.meta.pop("val", None)

@@ -8,8 +8,6 @@ size, and so are told from others by a second look at inputs of another size.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from rmfx.quiet import quiet_fakes
 
 _OPERATIONS = """
     add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod pow rpow neg pos abs
@@ -76,7 +76,7 @@ def _watched_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     watch = SizeWatch()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with mode, torch.no_grad(), _silent():
+        with mode, torch.no_grad(), quiet_fakes():
             fake_args, fake_kwargs = pytree.tree_map(
                 lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (tuple(args), dict(kwargs))
             )
@@ -85,17 +85,6 @@ def _watched_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     except Exception:  # of whatever kind the model's own code raises on sizes that it does not take
         return None
     return watch
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what torch logs of an operator that fails: sizes that a model does not take are no news."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def of_other_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
