@@ -11,17 +11,17 @@ ACTIVATIONS = (
     *("nn.ReLU()",) * 8,
     *("nn.ReLU(inplace=True)",) * 2,
     *("nn.ReLU6()", "nn.Hardswish()", "nn.SiLU()", "nn.GELU()", "nn.LeakyReLU(0.1)", "nn.PReLU({c})") * 2,
-    *("nn.GELU(approximate='tanh')", "nn.PReLU()", "nn.Hardtanh(-1.0, 2.0)", "nn.SiLU(inplace=True)"),
+    *("nn.GELU(approximate='tanh')", "nn.PReLU()", "nn.Hardtanh(-0.3, 0.7)", "nn.SiLU(inplace=True)"),
     *("nn.ELU()", "nn.CELU(0.7)", "nn.SELU()", "nn.Hardsigmoid()", "nn.Sigmoid()", "nn.Tanh()", "nn.Mish()"),
     *("nn.Softplus()", "nn.Softplus(2.0, 5.0)", "nn.Softsign()", "nn.Tanhshrink()", "nn.LogSigmoid()"),
     *("nn.Hardshrink(0.4)", "nn.Softshrink(0.4)", "nn.Threshold(0.1, -0.5)", "nn.RReLU()", "nn.LeakyReLU(-0.2)"),
 )
 WRITTEN = (
     *("F.relu({v})", "{v}.relu()", "torch.relu({v})", "F.relu({v}, inplace=True)", "{v}.clamp(min=0)"),
-    *("{v}.relu_()", "F.relu6({v})", "{v}.clamp(0, 6)", "torch.clamp({v}, -1.5, 4)", "F.leaky_relu({v}, 0.2)"),
+    *("{v}.relu_()", "F.relu6({v})", "{v}.clamp(0, 6)", "torch.clamp({v}, -0.7, 1.9)", "F.leaky_relu({v}, 0.2)"),
     *("{v} * torch.sigmoid({v})", "F.silu({v})", "F.hardswish({v})", "{v} * F.relu6({v} + 3) / 6", "F.gelu({v})"),
-    *("{v} * F.hardsigmoid({v})", "torch.tanh({v})", "{v}.sigmoid()", "{v} * torch.tanh(F.softplus({v}))"),
-    *("F.elu({v})", "F.softplus({v})", "F.relu6({v} + 3) / 6", "torch.clamp_min({v}, 0.0)", "F.mish({v})"),
+    *("{v} * F.hardsigmoid({v})", "torch.tanh({v})", "{v} * ({v} > 0)", "{v} * torch.tanh(F.softplus({v}))"),
+    *("torch.sin({v})", "{v}.abs()", "F.relu6({v} + 3) / 6", "torch.clamp_min({v}, 0.0)", "F.mish({v})"),
 )
 
 
