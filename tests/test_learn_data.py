@@ -151,3 +151,16 @@ def test_folders_are_read_alike_by_any_number_of_processes(tmp_path: Path) -> No
     assert same(alone, list(data.train.batches(4, order=5)))
     assert [len(labels) for _, labels in alone] == [4, 4]
     assert [labels.tolist() for _, labels in data.test.batches(4)] == [[0, 0, 0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(workers: int, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "torn.png").write_bytes(b"\x89PNG torn")
+    data = open_data(f"folder:{tmp_path}")
+    object.__setattr__(data.train, "workers", workers)
+    with pytest.raises(RmfxError) as caught:
+        list(data.train.batches(1))
+    assert str(caught.value).startswith(f"{tmp_path}/train/cat/torn.png cannot be read as an image: ")
+    assert "Traceback" not in str(caught.value)

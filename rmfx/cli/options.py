@@ -137,7 +137,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 DataOption = Annotated[
-    str, typer.Option("--data", metavar="DATA", help="digits, digits32, cifar10, cifar100, or folder:PATH.")
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="digits, digits32, cifar10, cifar100, or folder:PATH with images in PATH/train/CLASS and PATH/val/CLASS.",
+    ),
 ]
 DataRootOption = Annotated[
     Path | None, typer.Option("--data-root", metavar="FOLDER", help="Where the files of CIFAR are.")

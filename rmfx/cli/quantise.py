@@ -31,7 +31,7 @@ def quantise(
             "--data",
             metavar="DATA",
             help="Calibration inputs: a .npy file, an .npz file with one array per input, or images to train on: "
-            "digits, digits32, cifar10, cifar100, folder:PATH.",
+            "digits, digits32, cifar10, cifar100, folder:PATH with PATH/train/CLASS and PATH/val/CLASS.",
         ),
     ],
     root: options.DataRootOption = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,16 @@ class FolderSplit:
             num_workers=self.workers,
             pin_memory=torch.device(device).type == "cuda",
         )
-        for images, labels in loader:
+        for images, labels in _without_traceback(loader):
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _without_traceback(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; what a process that reads them raises comes here wrapped into its traceback."""
+    try:
+        yield from loader
+    except RmfxError as error:
+        raise RmfxError(str(error).strip().rpartition(f"{RmfxError.__name__}: ")[2]) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +110,10 @@ class _Transformed(Dataset[tuple[Tensor, Tensor]]):
     seed: int
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.images[index]
+        try:
+            image, label = self.images[index]
+        except Exception as problem:  # Pillow raises many classes
+            raise RmfxError(f"{self.images.samples[index][0]} cannot be read as an image: {problem}") from problem
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + index)
             return self.transform(image), torch.tensor(label)
