@@ -15,7 +15,7 @@ from rmfx.errors import ModelNameError
 from rmfx.weights import load_weights
 
 
-def _net() -> nn.Module:
+def _net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
@@ -63,8 +63,16 @@ def _drop(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ({}, "holds no state dict, neither at its top nor under state_dict or model"),
         ([1, 2], "holds no state dict"),
         ({"epoch": 3}, "holds no state dict"),
+        ({**STATE, 1: torch.ones(1)}, "holds no state dict"),
+        ({**STATE, "0.bias": STATE["0.bias"].to_sparse()}, "0.bias is sparse, quantised or without data"),
+        ({**STATE, "0.bias": STATE["0.bias"].to("meta")}, "0.bias is sparse, quantised or without data"),
+        ({**STATE, "0.bias": STATE["0.bias"].to(torch.complex64)}, "0.bias is of torch.complex64, not torch.float32"),
+        ({**STATE, "0.bias": STATE["0.bias"] > 0}, "0.bias is of torch.bool, not torch.float32"),
+        ({**STATE, "0.bias": STATE["0.bias"].int()}, "0.bias is of torch.int32, not torch.float32"),
+        ({**STATE, "0.bias": STATE["0.bias"] * torch.nan}, "0.bias holds NaN"),
+        ({**STATE, "0.bias": STATE["0.bias"].double() * 1e39}, "0.bias holds numbers too large for torch.float32"),
     ],
-    ids=["lacks", "unknown", "shape", "empty", "list", "no-tensors"],
+    ids=lambda value: value.rpartition("0.bias ")[2] if isinstance(value, str) else "",
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "weights.pt"
@@ -90,5 +98,24 @@ def test_damaged_and_missing_files_are_errors(tmp_path: Path, suffix: str) -> No
     with pytest.raises(ModelNameError, match="there is no weights file"):
         load_weights(_net(), path, "net")
     path.write_bytes(b"PK\x03\x04 not weights")
+    with pytest.raises(ModelNameError, match="cannot be read as weights"):
+        load_weights(_net(), path, "net")
+
+
+def test_other_precisions_and_infinities_load(tmp_path: Path) -> None:
+    state = {key: value.double() if value.is_floating_point() else value for key, value in STATE.items()}
+    state["1.bias"] = torch.tensor([0, torch.inf, -torch.inf, 0.5], dtype=torch.bfloat16)
+    torch.save(state, tmp_path / "weights.pt")
+    net = _net()
+    load_weights(net, tmp_path / "weights.pt", "net")
+    assert net[1].bias.tolist() == [0, torch.inf, -torch.inf, 0.5]
+    assert torch.equal(net[0].weight, STATE["0.weight"]) and net[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"e", b"<html>", b"PK\x03\x04"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_of_another_kind(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
     with pytest.raises(ModelNameError, match="cannot be read as weights"):
         load_weights(_net(), path, "net")
