@@ -1,7 +1,7 @@
 """MACs and parameters of layers in a graph, from shapes where they are known.
 
-MACs are multiply-accumulates of convolutions and linear layers, per sample. Where sizes are unknown they are
-counted per position of the region's fork, so that ratios still mean something.
+MACs are multiply-accumulates of convolutions, transposed ones, too, and linear layers, per sample. Where sizes are
+unknown they are counted per position of the region's fork, so that ratios still mean something.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from math import prod
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from rmfx.algebra.affine import Affine
 from rmfx.graph.facts import module_of, shape_of
-from rmfx.graph.linear import affine_of, dims_of, mixes
+from rmfx.graph.linear import affine_of, map_of, mixes
+
+_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+_TRANSPOSED_LAYERS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def positions_of(node: fx.Node, dims: int) -> int | None:
@@ -54,18 +57,37 @@ def affine_macs(affine: Affine, node: fx.Node) -> int | None:
 
 
 def network_macs(gm: fx.GraphModule) -> int | None:
-    """MACs per sample of all convolutions and linear layers, ``None`` where shapes are unknown."""
+    """MACs per sample of all convolutions and linear layers, ``None`` where shapes are unknown.
+
+    >>> from rmfx.prepare import prepare
+    >>> net = torch.nn.Sequential(torch.nn.ConvTranspose2d(2, 4, 3, stride=2), torch.nn.Conv2d(4, 1, 1)).eval()
+    >>> network_macs(prepare(net, torch.zeros(1, 2, 5, 5), {}).gm) == 25 * 2 * 4 * 9 + 121 * 4
+    True
+    """
     total = 0
     for node in gm.graph.nodes:
-        if not mixes(node):
+        if mixes(node):
+            macs = affine_macs(map_of(node), node)
+        elif (weight := _transposed(node)) is not None:
+            source = shape_of(node.all_input_nodes[0])  # each position of what it reads meets the whole weight
+            macs = None if source is None else prod(weight) * prod(source[2:])
+        else:
             continue
-        dims = dims_of(node)
-        assert dims is not None
-        macs = affine_macs(affine_of(node, dims), node)
         if macs is None:
             return None
         total += macs
     return total
+
+
+def _transposed(node: fx.Node) -> torch.Size | None:
+    """The shape of the weight of a transposed convolution; ``None`` for anything else."""
+    module = module_of(node)
+    if isinstance(module, _TRANSPOSED_LAYERS):
+        return module.weight.shape
+    if node.target not in _TRANSPOSED:
+        return None
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return shape_of(weight) if isinstance(weight, fx.Node) else None
 
 
 def network_parameters(module: torch.nn.Module) -> int:

@@ -159,7 +159,7 @@ def prune(
         raise RmfxError(f"nothing of this network can be pruned: {_first(coupling)}")
     ranks = scores(prepared.gm, coupling, importance, data, loss)
     ranks[dead_sets(prepared.gm, coupling)] = 0.0
-    ranked = Ranked(prepared.gm, coupling, spaces, Costs(coupling, spaces), ranks)
+    ranked = Ranked(prepared.gm, coupling, spaces, Costs(coupling, spaces, prepared.before.macs), ranks)
 
     def latency(removal: Removal, target: Target) -> float:
         again, other = _coupled(model, example_inputs)  # the same sets, by the same numbers

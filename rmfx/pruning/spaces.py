@@ -66,15 +66,19 @@ class Costs:
     Args:
         coupling: of the network.
         spaces: of it.
+        total: MACs per sample of the whole network, with layers that keep their channels in any case.
     """
 
-    def __init__(self, coupling: Coupling, spaces: Sequence[Space]) -> None:
+    def __init__(self, coupling: Coupling, spaces: Sequence[Space], total: int | None = None) -> None:
         self._counts = [len(space.sets) for space in spaces]
         self._layers = [_layer(node, spaces) for node in coupling.channels if mixes(node)]
         self._near: list[list[_Layer]] = [[] for _ in spaces]
         for layer in self._layers:
             for index in {*layer.outputs[1], *layer.inputs[1]}:
                 self._near[index].append(layer)
+        self._rest = 0.0
+        if total is not None:
+            self._rest = total - self.macs()
 
     def neighbours(self, index: int) -> set[int]:
         """The spaces whose savings change with the width of ``index``; itself, too."""
@@ -82,7 +86,7 @@ class Costs:
 
     def macs(self, counts: Sequence[int] | None = None) -> float:
         """Of the whole network; by default with all sets."""
-        return sum(_macs(layer, counts or self._counts) for layer in self._layers)
+        return self._rest + sum(_macs(layer, counts or self._counts) for layer in self._layers)
 
     def saving(self, index: int, count: int, counts: Sequence[int]) -> float:
         """MACs that go with ``count`` sets of the space ``index``, when ``counts`` are left before."""
