@@ -156,3 +156,28 @@ def test_two_models_compiled_side_by_side() -> None:
     for _ in range(2):
         assert_same(first, runs[0], x)
         assert_same(second, runs[1], x)
+
+
+def test_code_that_counts_its_calls(folds: list[Bound]) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, _ = build("basic_identity")
+            self.scale, self.steps = nn.Parameter(torch.full((1,), 0.5, dtype=torch.float64)), 0
+            self.register_buffer("shift", torch.ones(1, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps += 1  # from here on, Dynamo reads its layers and tensors through `self.__dict__`
+            return self.block(x) * self.scale + self.shift + self.steps
+
+    model, x = Counting().eval(), build("basic_identity")[1]
+    run = compiled(model)
+    with torch.no_grad():
+        for _ in range(3):
+            expected = model(x) + 1
+            assert relative_difference(expected, run(x)) < 1e-12
+        model.scale.mul_(2)
+        expected = model(x) + 1
+        assert relative_difference(expected, run(x)) < 1e-12
+    read = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    assert folds and all(len(bound._weights) == len(read) for bound in folds)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rmfx.front.program import hold, open_module, plain_path
+from rmfx.front.program import hold, open_module, plain_path, short_path
 
 _WEIGHTS = ("._parameters[", "._buffers[")
 _LOCAL = re.compile(r"^L\[['\"](\w+)['\"]\]")
@@ -103,4 +103,4 @@ def _is_weight(source: str) -> bool:
 
 
 def _source(node: fx.Node) -> str:
-    return str(getattr(getattr(node, "_dynamo_source", None), "name", ""))
+    return short_path(str(getattr(getattr(node, "_dynamo_source", None), "name", "")))

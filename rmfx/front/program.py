@@ -29,6 +29,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _CALL_COUNT = re.compile(r"@\d+$")
 # Dynamo spells a path as the expression that reads it.
 _SUBSCRIPT = re.compile(r"(?:\._modules|\._parameters|\._buffers)?\[['\"]?([^'\"\]]+)['\"]?\]")
+_DICT = re.compile(r"\.__dict__\[['\"](_modules|_parameters|_buffers)['\"]\]")  # in code that writes attributes
 _MODEL = re.compile(r"^L\[['\"]\w+['\"]\]")
 
 
@@ -239,12 +240,22 @@ def where(node: fx.Node) -> tuple[str, str | None]:
     return before, None
 
 
+def short_path(path: str) -> str:
+    """Dynamo's expression for a module or tensor as it is where the code writes no attributes of its model.
+
+    >>> short_path("L['self'].__dict__['_modules']['conv']._parameters['weight']")
+    "L['self']._modules['conv']._parameters['weight']"
+    """
+    return _DICT.sub(r".\1", path)
+
+
 def plain_path(path: str) -> str:
     """The qualified name that Dynamo's expression for a module or tensor stands for.
 
     >>> plain_path("L['self']._modules['layers']._modules['0']._parameters['weight']")
     'layers.0.weight'
     """
+    path = short_path(path)
     return _SUBSCRIPT.sub(r".\1", _MODEL.sub("", path)).lstrip(".") if _MODEL.match(path) else path
 
 
