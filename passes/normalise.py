@@ -13,7 +13,7 @@ reason:
 5. functions and methods that are layers, those first that need no ranks;
 6. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
    channel operations, layers that need ranks, sums, products, scalings, and activations that are written out;
-7. one call site per layer, when no step adds calls any more;
+7. one call site per layer, when no step adds calls any more; instance norms by running statistics are batch norms;
 8. dead code, unused layers and weights;
 9. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
    ``meta["plain_value"]`` on what is no tensor, and ``meta["rank"]`` where layers tell it.
@@ -33,6 +33,7 @@ from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
 from rmfx.front.builders import NORM_OF_RANK
 from rmfx.front.compounds import write_out_compounds
 from rmfx.front.constants import fold_constants
+from rmfx.front.fixed_norms import fix_instance_norms
 from rmfx.front.install import Installer, clone_sharing
 from rmfx.front.keywords import spell_keywords
 from rmfx.front.kind_table import KindTable, infer_kinds
@@ -59,7 +60,7 @@ def normalise(
 
     Args:
         gm: what :func:`rmfx.front.trace.trace` gives. Its layers are changed; tensors that it shares are not.
-        keep_dropout: keep dropout layers, for a network that will train (the functional ones cannot be kept).
+        keep_dropout: keep dropout layers (functional ones cannot be kept) and instance norms, for training.
         inputs: example inputs in the order of the placeholders; they tell ranks and sizes.
 
     Raises:
@@ -76,6 +77,8 @@ def normalise(
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
     kinds = _spell(gm, installer)
     _one_call_site_each(gm, installer, kinds)
+    if not keep_dropout:
+        fix_instance_norms(gm)
     _drop_dead_code(gm)
     drop_unused(gm)
     _stamp(gm)
