@@ -63,6 +63,11 @@ def _patched() -> nn.Module:
     return model
 
 
+def _inferring() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Sequential(conv()).eval()
+
+
 def _uncopyable() -> nn.Module:
     model = Lambda(lambda m, x: x).eval()
     model.lock = threading.Lock()
@@ -80,6 +85,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: nn.Linear(2, 2, device="meta").eval(), "on the meta device, where weights have no values"),
     (_complex, r"^parameter first.weight is complex \(torch.complex64\)"),
     (_integer, r"^parameter table is integer \(torch.int64\)"),
+    (_inferring, r"^0.weight was made under torch.inference_mode\(\).*convert copy.deepcopy\(model\)"),
     (lambda: nn.Sequential(nn.LazyLinear(3)).eval(), r"^0.weight is lazy .* run the model on one batch first"),
     (lambda: nn.ModuleList([conv()]).eval(), "ModuleList has no forward method, so it computes nothing"),
     (lambda: nn.DataParallel(conv()).eval(), "wrapped in DataParallel: give the model inside, model.module"),
@@ -92,6 +98,10 @@ REFUSED: list[tuple[Any, str]] = [
 def test_models_that_are_refused(build: Any, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         trace(build())
+
+
+def test_a_copy_of_a_model_made_under_inference_mode_is_taken() -> None:
+    assert len(trace(copy.deepcopy(_inferring())).graph.nodes) == 3
 
 
 def test_a_compiled_model_is_refused() -> None:

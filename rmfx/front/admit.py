@@ -88,6 +88,11 @@ def _check_tensors(model: nn.Module, allow_meta: bool) -> None:
     for name, tensor in _named_tensors(model):
         if is_lazy(tensor):
             raise UnsupportedModelError(f"{name} is lazy and has no shape yet: run the model on one batch first")
+        if tensor.is_inference():
+            raise UnsupportedModelError(
+                f"{name} was made under torch.inference_mode(), which lets nobody follow writes into it: build or load "
+                "the model outside of it (its use may stay inside), or convert copy.deepcopy(model)"
+            )
         devices.setdefault(tensor.device, name)
     for name, parameter in model.named_parameters():
         if parameter.is_quantized or not parameter.is_floating_point():
