@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -29,11 +30,13 @@ from rmfx.algebra.bounds import (
 from rmfx.algebra.grid import Axis, Grid
 from rmfx.algebra.pointwise import EVERYTHING
 from rmfx.errors import RmfxError
+from rmfx.front.trace import trace
 from rmfx.graph.bounds import GIVEN, bounds_of, give_ranges
 from rmfx.graph.facts import annotate, range_of
 from rmfx.graph.walk import ON_DEMAND
 from rmfx.hostile import randomise
 from rmfx.modules import ChannelAffine, MaskedActivation
+from rmfx.passes.normalise import normalise
 
 
 def vector(*numbers: float) -> Tensor:
@@ -394,6 +397,23 @@ def test_ranges_that_cannot_be_are_refused(ranges: dict[str, tuple[float, float]
     with pytest.raises(RmfxError) as error:
         give_ranges(normal_form(nn.Sequential(nn.ReLU()).eval()), ranges)
     assert str(error.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ((vector(0.0, 0.0), vector(1.0, 1.0)), "value_ranges gives 'input', which has 3 channels, 2 numbers"),
+        ((torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)), r"ends of shapes \(1, 3, 1, 1\) and \(1, 3, 1, 1\)"),
+        ((0.0, vector(1.0, 1.0, 1.0)), r"ends of shapes \(\) and \(3,\): give two numbers, or two one-dimensional"),
+    ],
+)
+@pytest.mark.parametrize("sized", [True, False])
+def test_there_is_an_interval_for_each_channel(ends: Any, reason: str, sized: bool) -> None:
+    inputs = (torch.zeros(2, 3, 7, 5),) if sized else None
+    gm = normalise(trace(nn.Sequential(conv(3, 4, 1), nn.ReLU()).eval()), inputs=inputs)
+    with pytest.raises(RmfxError, match=reason):
+        give_ranges(gm, {"input": ends})
+    give_ranges(gm, {"input": (vector(0.0, 0.0, 0.0), vector(1.0, 1.0, 1.0))})
 
 
 def test_weights_on_the_meta_device_bound_nothing() -> None:

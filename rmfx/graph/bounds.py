@@ -46,7 +46,7 @@ def give_ranges(gm: fx.GraphModule, value_ranges: Mapping[str, tuple[float, floa
             :func:`rmfx.bounds_from_data` returns), and numbers, or tensors with one number per channel.
 
     Raises:
-        RmfxError: when a name is no node's, or an interval is none.
+        RmfxError: when a name is no node's, an interval is none, or there is not one for each channel.
     """
     named: dict[str, list[fx.Node]] = {}
     for node in gm.graph.nodes:
@@ -55,12 +55,37 @@ def give_ranges(gm: fx.GraphModule, value_ranges: Mapping[str, tuple[float, floa
     for name, (low, high) in value_ranges.items():
         if name not in named:
             raise RmfxError(f"value_ranges names {name!r}, which is no input and no node of the network")
-        bounds = Bounds.of((torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)))
+        ends = tuple(torch.as_tensor(end, dtype=torch.float64) for end in (low, high))
+        _demand_vectors(name, ends, named[name])
+        bounds = Bounds.of((ends[0], ends[1]))
         if not bool((bounds.low <= bounds.high).all()):
             raise RmfxError(f"value_ranges gives {name!r} an interval whose low end is not below its high end")
         for node in named[name]:
             node.meta[GIVEN] = bounds
             node.meta[GIVEN_RANGE] = bounds.range
+
+
+def _demand_vectors(name: str, ends: tuple[Tensor, ...], nodes: list[fx.Node]) -> None:
+    """Raise unless both ends are numbers, or both have as many as the value has channels, where that is known."""
+    shapes = [tuple(end.shape) for end in ends]
+    if shapes[0] != shapes[1] or len(shapes[0]) > 1:
+        raise RmfxError(
+            f"value_ranges gives {name!r} ends of shapes {shapes[0]} and {shapes[1]}: give two numbers, or two "
+            "one-dimensional tensors with one number per channel"
+        )
+    for node in nodes if shapes[0] else ():
+        known = _possible_channels(node)
+        if known and shapes[0][0] not in known:
+            told = " or ".join(map(str, sorted(known)))
+            raise RmfxError(f"value_ranges gives {name!r}, which has {told} channels, {shapes[0][0]} numbers")
+
+
+def _possible_channels(node: fx.Node) -> set[int]:
+    """How many channels a value may have, as those count them who make and read it; empty where nobody tells."""
+    readers = [module_of(user) for user in node.users]
+    read = {getattr(module, word, None) for module in readers for word in ("in_channels", "in_features")} - {None}
+    made = {count for dims in (0, 2) if (count := channels_of(node, dims)) is not None}
+    return made & read or made or read  # a shape alone does not tell on which axis they are
 
 
 def is_map(node: fx.Node) -> bool:
