@@ -52,7 +52,7 @@ class ChannelAffine(nn.Module):
         return y if self.bias is None else y + along_channels(self.bias, x.dim(), self.axis)
 
     def extra_repr(self) -> str:
-        shown = float(self.weight) if self.weight.dim() == 0 else f"channels={len(self.weight)}"
+        shown = float(self.weight.detach()) if self.weight.dim() == 0 else f"channels={len(self.weight)}"
         return f"{shown}, bias={self.bias is not None}, axis={self.axis}"
 
 

@@ -176,3 +176,8 @@ def test_parameters_go_on_training(index: int) -> None:
     result = convert(model, image().float())  # compared within float32's rounding of what it computes
     assert report(result).count("removed") == 1
     assert_equivalent(model.double(), convert(model, image()), image())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scale_that_trains_is_shown_without_a_warning() -> None:
+    assert repr(ChannelAffine(nn.Parameter(torch.tensor(-0.5)))) == "ChannelAffine(-0.5, bias=False, axis=1)"
