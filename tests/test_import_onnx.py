@@ -251,13 +251,32 @@ REFUSED = [
         [helper.make_node("Resize", ["x", "", "scales"], ["y"], "n", nearest_mode="ceil")],
     ),
     ("Slice", "negative steps", [helper.make_node("Slice", ["x", "k", "zero", "k", "minus"], ["y"], "n")]),
+    ("Slice", "negative steps", [helper.make_node("Slice", ["x", "seven", "minus", "k", "one"], ["y"], "n")]),
+    (
+        "LayerNormalization",
+        r"a tensor of shape \(4,\) cannot be spread over \(8,\)",
+        [helper.make_node("LayerNormalization", ["x", "s"], ["y"], "n")],
+    ),
+    (
+        "LayerNormalization",
+        "the last 4 sizes of its input, over which it normalises, are not known",
+        [helper.make_node("LayerNormalization", ["x", "s"], ["y"], "n", axis=0)],
+    ),
     ("Softmax", "before opset 13", [helper.make_node("Softmax", ["x"], ["y"], "n")]),
 ]
 
 
 @pytest.mark.parametrize(("op", "reason", "nodes"), REFUSED)
 def test_what_cannot_be_imported_is_named(op: str, reason: str, nodes: list[onnx.NodeProto], tmp_path: Path) -> None:
-    constants = {"s": draw(4), "k": ints(3), "zero": ints(0), "minus": ints(-2), "scales": f32([1, 1, 2, 2])}
+    constants = {
+        "s": draw(4),
+        "k": ints(3),
+        "zero": ints(0),
+        "minus": ints(-2),
+        "seven": ints(7),
+        "one": ints(-1),
+        "scales": f32([1, 1, 2, 2]),
+    }
     opset = 11 if op == "Softmax" else 18
     shape = (4, 4, 7, 8) if op == "Conv" else IMAGE
     path = write(tmp_path / "in.onnx", nodes, constants=constants, inputs={"x": shape}, outputs=["y"], opset=opset)

@@ -81,9 +81,17 @@ def modulo(call: Call) -> Value:
 
 
 def power(call: Call) -> Value:
-    """``Pow``."""
-    exponent = _operand(call, 1, 0)
-    return call.function(torch.pow, call.tensor(0), exponent)
+    """``Pow``, whose result has the type of the base; powers of integers are taken in float64, as onnxruntime does."""
+    base, exponent = call.tensor(0), _operand(call, 1, 0)
+    own, other = call.dtype(0), call.dtype(1)
+    if own is None or other is None:
+        return call.function(torch.pow, base, exponent)
+    like = torch.empty(1, dtype=other) if isinstance(exponent, fx.Node) else exponent
+    if torch.result_type(torch.empty(1, dtype=own), like) == own:
+        return call.function(torch.pow, base, exponent)
+    if not own.is_floating_point:
+        base = call.method("to", base, torch.float64)
+    return call.method("to", call.function(torch.pow, base, exponent), own)
 
 
 def summed(call: Call) -> Value:

@@ -135,15 +135,32 @@ def group_norm(call: Call) -> Value:
 
 
 def layer_norm(call: Call) -> Value:
-    """``LayerNormalization`` over the last dimensions."""
+    """``LayerNormalization`` over the last dimensions; its scale and bias may be spread over them."""
     weight, bias, axis = call.constant(1, "scale"), call.optional(2, "bias"), call.attribute("axis", -1)
     if any(output.uses() for output in call.node.outputs[1:]):
         call.fail("its mean or deviation is read by other nodes")
-    covered = -axis if axis < 0 else call.rank() - axis
-    if weight.dim() != covered:
-        call.fail(f"its scale has {weight.dim()} dimensions, and it normalises over {covered}")
-    layer = nn.LayerNorm(tuple(weight.shape), call.attribute("epsilon", 1e-5), bias=bias is not None, device="meta")
-    return call.layer(_with(layer, weight=weight, bias=bias))
+    sizes = _normalised(call, -axis if axis < 0 else call.rank() - axis, weight)
+    layer = nn.LayerNorm(sizes, call.attribute("epsilon", 1e-5), bias=bias is not None, device="meta")
+    shift = None if bias is None else _spread(call, bias, sizes)
+    return call.layer(_with(layer, weight=_spread(call, weight, sizes), bias=shift))
+
+
+def _normalised(call: Call, count: int, weight: Tensor) -> tuple[int, ...]:
+    """The last ``count`` sizes of the input: those of ``weight`` where the file does not tell them."""
+    shape = call.shape()
+    known = tuple(size for size in shape[-count:] if size is not None) if shape is not None else ()
+    if len(known) == count:
+        return known
+    if weight.dim() != count or 1 in weight.shape:
+        call.fail(f"the last {count} sizes of its input, over which it normalises, are not known")
+    return tuple(weight.shape)
+
+
+def _spread(call: Call, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    whole = (1,) * (len(sizes) - weight.dim()) + tuple(weight.shape)
+    if len(whole) != len(sizes) or any(size not in (1, full) for size, full in zip(whole, sizes, strict=True)):
+        call.fail(f"a tensor of shape {tuple(weight.shape)} cannot be spread over {sizes}, which it normalises over")
+    return weight.expand(sizes).contiguous()
 
 
 def local_response_norm(call: Call) -> Value:

@@ -150,15 +150,19 @@ def cut(call: Call) -> Value:
 
 def _reversed(call: Call, starts: list[Size], ends: list[Size], axes: list[int], steps: list[int]) -> Value:
     """A slice of step -1 over whole dimensions."""
-    whole = all(_is_last(call, start, axis) for start, axis in zip(starts, axes, strict=True))
-    if not whole or any(not isinstance(end, int) or end > -_FAR for end in ends) or any(step != -1 for step in steps):
+    whole = all(_is_whole(call, *each) for each in zip(starts, ends, axes, strict=True))
+    if not whole or any(step != -1 for step in steps):
         call.fail("a slice with negative steps that is not a whole dimension reversed")
     return call.function(torch.flip, call.tensor(), tuple(axes))
 
 
-def _is_last(call: Call, start: Size, axis: int) -> bool:
+def _is_whole(call: Call, start: Size, end: Size, axis: int) -> bool:
+    """Whether a slice of step -1 goes from the last element to the first: its ends may lie beyond them."""
     size = (call.shape() or {axis: None})[axis]
-    return isinstance(start, int) and (start == -1 or start >= (_FAR if size is None else size) - 1)
+    if not isinstance(start, int) or not isinstance(end, int):
+        return False
+    far = _FAR if size is None else size
+    return (start == -1 or start >= far - 1) and end < -far
 
 
 def _ends(call: Call, index: int, name: str) -> list[Size]:
