@@ -13,7 +13,8 @@ reason:
 5. functions and methods that are layers, those first that need no ranks;
 6. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
    channel operations, layers that need ranks, sums, products, scalings, and activations that are written out;
-7. one call site per layer, when no step adds calls any more; instance norms by running statistics are batch norms;
+7. one call site per layer, when no step adds calls any more; instance norms by running statistics are batch norms, and
+   layers between a permutation and its inverse are ones of channels, where no other call has their weights;
 8. dead code, unused layers and weights;
 9. ``meta["origin"]``, the name under which a value of the original network is known from here on, and
    ``meta["plain_value"]`` on what is no tensor, and ``meta["rank"]`` where layers tell it.
@@ -31,6 +32,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.front.aliasing import NO_OPS, is_plain_value, resolve_in_place
 from rmfx.front.builders import NORM_OF_RANK
+from rmfx.front.channels_last import undo_channels_last
 from rmfx.front.compounds import write_out_compounds
 from rmfx.front.constants import fold_constants
 from rmfx.front.fixed_norms import fix_instance_norms
@@ -79,6 +81,7 @@ def normalise(
     _one_call_site_each(gm, installer, kinds)
     if not keep_dropout:
         fix_instance_norms(gm)
+    undo_channels_last(gm, kinds)
     _drop_dead_code(gm)
     drop_unused(gm)
     _stamp(gm)

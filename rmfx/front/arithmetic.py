@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.exact import exact, remember
+from rmfx.front.builders import same_memory
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.front.kinds import Kind
@@ -233,7 +234,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     if len(shape) > (1 if rank is None else rank):
         return None  # the result may have more dimensions
     if tensor.numel() == 1:
-        return _Channels(_view(tensor, ()), 1)
+        return _Channels(same_memory(tensor, ()), 1)
     long = [index for index, size in enumerate(shape) if size != 1]
     if len(long) != 1:
         return None
@@ -242,12 +243,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
         return None
     if rank is not None and kind.sizes[axis] not in (None, tensor.numel()):
         return None  # one channel that broadcasts to many
-    return _Channels(_view(tensor, (-1,)), -1 if axis == -1 else 1)
-
-
-def _view(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same memory in another shape."""
-    return _computed(lambda whole: whole.reshape(shape), tensor)
+    return _Channels(same_memory(tensor, (-1,)), -1 if axis == -1 else 1)
 
 
 def _times(value: Constant, factor: int | float) -> Constant:

@@ -30,6 +30,13 @@ def as_parameter(tensor: Tensor) -> nn.Parameter:
     return parameter
 
 
+def same_memory(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same memory in another shape; a parameter stays one, so that a scale that trains goes on training."""
+    view = tensor.detach().reshape(shape)
+    view = nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    return derive(view, lambda whole: whole.reshape(shape), tensor)
+
+
 def layer(cls: type[nn.Module]) -> Builder:
     """The layer whose constructor takes the arguments by the same names."""
 

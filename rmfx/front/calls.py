@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from rmfx.front.kinds import Kind, Kinds
 from rmfx.front.opnames import op_name
@@ -31,6 +32,23 @@ def sizes_of_call(node: fx.Node, start: int = 1, name: str = "shape") -> tuple[A
     """The sizes that a view, reshape or expand is given, as they stand in the graph."""
     given = node.args[start:] or (node.kwargs.get(name, node.kwargs.get("size", ())),)
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else tuple(given)
+
+
+def permutation(node: fx.Node, rank: int) -> tuple[int, ...] | None:
+    """Which axis of its input, of ``rank`` dimensions, each axis of ``node`` is; ``None`` where that is not fixed.
+
+    >>> gm = fx.symbolic_trace(lambda x: x.movedim(1, -1))
+    >>> permutation(list(gm.graph.nodes)[1], 4)
+    (0, 2, 3, 1)
+    """
+    if op_name(node) not in PERMUTING or len(node.all_input_nodes) != 1 or not node.args or rank > len(_SIZES):
+        return None
+    x = torch.empty(_SIZES[:rank], device="meta")
+    call: Any = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    try:
+        return tuple(_SIZES.index(size) for size in call(x, *node.args[1:], **node.kwargs).shape)
+    except (RuntimeError, IndexError, TypeError):
+        return None  # the call fails when it runs, as it always did
 
 
 def part_lengths(node: fx.Node, source: Kind) -> tuple[int, list[int]] | None:
@@ -64,3 +82,5 @@ _SPLITS = {
     "tensor_split": "indices_or_sections",
 }
 SPLITS = frozenset(_SPLITS)
+PERMUTING = frozenset({"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"})
+_SIZES = (2, 3, 5, 7, 11, 13, 17, 19)  # all different, so that the shape of what is permuted tells the order

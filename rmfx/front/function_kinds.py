@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import fx
 
-from rmfx.front.calls import SPLITS, argument, is_literal_slice, literal, part_lengths, sizes_of_call
+from rmfx.front.calls import (
+    PERMUTING,
+    SPLITS,
+    argument,
+    is_literal_slice,
+    literal,
+    part_lengths,
+    permutation,
+    sizes_of_call,
+)
 from rmfx.front.kinds import ANY, Kind, Kinds, Sizes, broadcast, flattened, numel
 from rmfx.front.layer_kinds import KEEPING
 from rmfx.front.opnames import op_name
@@ -110,18 +119,10 @@ def _item(node: fx.Node, source: Kind) -> Kind:
 
 
 def _permuted(node: fx.Node, source: Kind, kinds: Kinds) -> Kind:
-    order = node.args[1:] if node.args[1:] else (node.kwargs.get("dims", ()),)
-    order = tuple(order[0]) if len(order) == 1 and isinstance(order[0], tuple | list) else order
-    if source.rank != len(order) or not all(type(axis) is int for axis in order):
+    order = None if source.rank is None else permutation(node, source.rank)
+    if order is None:
         return Kind(True, source.rank, source.floating)
-    return replace(source, sizes=tuple(source.sizes[axis] for axis in order), value=None)  # type: ignore[index]
-
-
-def _transposed(node: fx.Node, source: Kind, kinds: Kinds) -> Kind:
-    first, second = argument(node, 1, "dim0", None), argument(node, 2, "dim1", None)
-    if source.rank is None or type(first) is not int or type(second) is not int:
-        return Kind(True, source.rank, source.floating)
-    return source.with_size(first, source.sizes[second]).with_size(second, source.sizes[first])
+    return replace(source, sizes=tuple(source.sizes[axis] for axis in order), value=None)
 
 
 def _viewed(node: fx.Node, source: Kind, kinds: Kinds) -> Kind:
@@ -241,8 +242,7 @@ def _padded(node: fx.Node, source: Kind, kinds: Kinds) -> Kind:
 _FLOATS_KEEPING = frozenset({"einsum", "matmul", "bmm", "mm"})
 _Rule = Callable[[fx.Node, Kind, Kinds], Kind]
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("permute",), _permuted),
-    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transposed),
+    **dict.fromkeys(PERMUTING, _permuted),
     **dict.fromkeys(("view", "reshape"), _viewed),
     **dict.fromkeys(("expand", "broadcast_to"), _expanded),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), _like_other),
