@@ -234,7 +234,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
     if len(shape) > (1 if rank is None else rank):
         return None  # the result may have more dimensions
     if tensor.numel() == 1:
-        return _Channels(same_memory(tensor, ()), 1)
+        return _Channels(same_memory(tensor, lambda whole: whole.reshape(())), 1)
     long = [index for index, size in enumerate(shape) if size != 1]
     if len(long) != 1:
         return None
@@ -243,7 +243,7 @@ def _channels(tensor: Tensor, kind: Kind) -> _Channels | None:
         return None
     if rank is not None and kind.sizes[axis] not in (None, tensor.numel()):
         return None  # one channel that broadcasts to many
-    return _Channels(same_memory(tensor, (-1,)), -1 if axis == -1 else 1)
+    return _Channels(same_memory(tensor, lambda whole: whole.reshape(-1)), -1 if axis == -1 else 1)
 
 
 def _times(value: Constant, factor: int | float) -> Constant:

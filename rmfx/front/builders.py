@@ -30,11 +30,11 @@ def as_parameter(tensor: Tensor) -> nn.Parameter:
     return parameter
 
 
-def same_memory(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same memory in another shape; a parameter stays one, so that a scale that trains goes on training."""
-    view = tensor.detach().reshape(shape)
-    view = nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
-    return derive(view, lambda whole: whole.reshape(shape), tensor)
+def same_memory(tensor: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    """A view of ``tensor``; of a parameter it is one, too, so that a scale that trains goes on training."""
+    made = view(tensor.detach())
+    made = nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return derive(made, view, tensor)
 
 
 def layer(cls: type[nn.Module]) -> Builder:
@@ -105,6 +105,15 @@ def conv(dims: int) -> Builder:
         return _with_weights(layer, weight, bias)
 
     return build
+
+
+def one_by_one(matrix: Tensor, bias: Tensor | None, dims: int) -> nn.Module:
+    """A convolution of ``dims`` dimensions that does at each position what a linear layer does; weights are shared."""
+    weight = same_memory(matrix, lambda whole: whole[(..., *(None,) * dims)])
+    grid = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    made = conv(dims)({"weight": weight, "bias": bias, **grid}, Kind())
+    assert made is not None
+    return made
 
 
 def _is_single(value: Any) -> bool:

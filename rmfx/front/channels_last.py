@@ -10,14 +10,11 @@ from __future__ import annotations
 from torch import fx, nn
 
 from rmfx.algebra.pointwise import POINTWISE
-from rmfx.front.builders import conv, same_memory
+from rmfx.front.builders import one_by_one
 from rmfx.front.calls import permutation
 from rmfx.front.kind_table import KindTable
-from rmfx.front.kinds import ANY
 from rmfx.front.shapes import infer_shape
 from rmfx.modules import ChannelAffine, ChannelClamp, MaskedActivation
-
-_ONE_BY_ONE = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
 def undo_channels_last(gm: fx.GraphModule, kinds: KindTable) -> None:
@@ -83,10 +80,7 @@ def _on_channels(module: nn.Module, rank: int) -> nn.Module:
         return ChannelAffine(module.weight, module.bias, 1).eval()
     if type(module) is not nn.Linear:
         return module
-    weight = same_memory(module.weight, (*module.weight.shape, *(1,) * (rank - 2)))
-    made = conv(rank - 2)({"weight": weight, "bias": module.bias, **_ONE_BY_ONE}, ANY)
-    assert made is not None
-    return made.eval()
+    return one_by_one(module.weight, module.bias, rank - 2).eval()
 
 
 def _order(node: fx.Node, kinds: KindTable) -> tuple[int, ...] | None:

@@ -11,6 +11,7 @@ from rmfx.front.arithmetic import Arithmetic
 from rmfx.front.channels import Channels, drop_expansion
 from rmfx.front.composites import Composites
 from rmfx.front.crops import spell_crop
+from rmfx.front.einsum import spell_einsum
 from rmfx.front.features import spell_feature_norm
 from rmfx.front.grouped import Grouped
 from rmfx.front.install import Installer
@@ -51,6 +52,7 @@ class Sweep:
         moved = self.channels.rewrite(node) or spell_shuffle(node, self.installer, self.kinds)
         moved = moved or spell_crop(node, self.installer, self.kinds)
         moved = moved or spell_feature_norm(node, self.installer, self.kinds)
+        moved = moved or spell_einsum(node, self.installer, self.kinds, self.constant)
         moved = moved or spell_masked(node, self.installer, self.kinds, self.constant)
         if not (moved or self.grouped.rewrite(node)):
             self._layer(node)
