@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.widened import is_identity_at
 from rmfx.errors import RmfxError
+from rmfx.inputs import as_tuple, bind
 from rmfx.report import report
 
 VARIANCE_FLOOR = 1e-3  # relative to the largest variance of the norm: a dead carried channel would get w = sqrt(eps)
@@ -32,7 +33,8 @@ def calibrate(converted: fx.GraphModule, batches: Iterable[Any]) -> fx.GraphModu
 
     Raises:
         RmfxError: when no norm of ``converted`` carries channels, one that does is no longer the identity on them, as
-            after training, or ``batches`` is empty.
+            after training, ``batches`` is empty or holds more than inputs, or what a norm sees is not finite;
+            ``converted`` is as before then.
     """
     carried = report(converted).carried_norms
     if not carried:
@@ -50,15 +52,26 @@ def calibrate(converted: fx.GraphModule, batches: Iterable[Any]) -> fx.GraphModu
     with _recording(converted, moments), torch.no_grad():
         seen = 0
         for batch in batches:
-            converted(*(batch if isinstance(batch, (tuple, list)) else (batch,)))
+            converted(*_inputs(converted, batch))
             seen += 1
     if not seen:
         raise RmfxError("calibrate needs at least one batch")
+    for name, channels in carried.items():
+        moments[name].demand_finite(name, channels)
     for name, channels in carried.items():
         norm = converted.get_submodule(name)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         _set_identity(norm, torch.tensor(channels), moments[name])
     return converted
+
+
+def _inputs(converted: fx.GraphModule, batch: Any) -> tuple[Any, ...]:
+    try:
+        return bind(converted, as_tuple(batch), {})
+    except RmfxError as error:
+        raise RmfxError(
+            f"calibrate takes batches that are tensors or tuples of positional inputs, without labels: {error}"
+        ) from error
 
 
 class _Moments:
@@ -81,6 +94,12 @@ class _Moments:
         self.mean = self.mean + delta * (count / total)
         self.squares = self.squares + squares + delta.square() * (self.count * count / total)
         self.count = total
+
+    def demand_finite(self, name: str, channels: Sequence[int]) -> None:
+        assert self.mean is not None and self.squares is not None
+        for moment in (self.mean, self.squares):
+            if not bool(moment[list(channels)].isfinite().all()):
+                raise RmfxError(f"calibrate: the norm {name!r} sees values that are not finite, such as NaN")
 
     def variance(self) -> Tensor:
         assert self.squares is not None

@@ -283,6 +283,11 @@ def test_what_cannot_be_calibrated() -> None:
     for empty in ([], iter(())):
         with pytest.raises(RmfxError, match="calibrate needs at least one batch"):
             rmfx.calibrate(converted, empty)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(RmfxError, match="the norm '1.branch.0.1' sees values that are not finite, such as NaN"):
+            rmfx.calibrate(converted, [x, x * bad])
+    with pytest.raises(RmfxError, match="tuples of positional inputs, without labels: 2 example inputs were given"):
+        rmfx.calibrate(converted, [(x, torch.zeros(2))])
     assert all(torch.equal(value, converted.state_dict()[key]) for key, value in state.items())
     with pytest.raises(RmfxError, match="carries no rmfx report"):
         rmfx.calibrate(model, [x])  # type: ignore[arg-type]
