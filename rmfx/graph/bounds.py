@@ -83,7 +83,8 @@ def _demand_vectors(name: str, ends: tuple[Tensor, ...], nodes: list[fx.Node]) -
 def _possible_channels(node: fx.Node) -> set[int]:
     """How many channels a value may have, as those count them who make and read it; empty where nobody tells."""
     readers = [module_of(user) for user in node.users]
-    read = {getattr(module, word, None) for module in readers for word in ("in_channels", "in_features")} - {None}
+    counts = (getattr(module, word, None) for module in readers for word in ("in_channels", "in_features"))
+    read = {count for count in counts if isinstance(count, int)}
     made = {count for dims in (0, 2) if (count := channels_of(node, dims)) is not None}
     return made & read or made or read  # a shape alone does not tell on which axis they are
 
