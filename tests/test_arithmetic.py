@@ -139,6 +139,15 @@ def test_constants_of_a_network_without_parameters_have_the_type_of_those_beside
         torch.testing.assert_close(gm(x), model(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
+def test_a_count_in_a_buffer_is_a_number(shape: tuple[int, ...]) -> None:
+    model = Lambda(lambda m, x: m.conv(x) * m.n / m.n - m.n, conv=conv(), n=torch.full(shape, 4))
+    gm = assert_exact(model, image())
+    assert operations(gm) == ["Conv2d", "ChannelAffine", "ChannelAffine", "ChannelAffine"]
+    many = Lambda(lambda m, x: m.conv(x) / m.n, conv=conv(), n=torch.tensor([[[2]], [[3]], [[4]], [[5]]]))
+    assert operations(assert_exact(many, image())) == ["Conv2d", "truediv"]
+
+
 def test_constants_have_the_type_of_the_model() -> None:
     def dtype(model: nn.Module) -> torch.dtype:
         return normal_form(model.eval()).get_buffer("mul.weight").dtype

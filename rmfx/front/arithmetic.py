@@ -176,8 +176,12 @@ class Arithmetic:
             return value
         if not isinstance(value, fx.Node) or not self._is_tensor(beside):
             return None
-        tensor = self.constant(value)
-        return None if tensor is None or not tensor.is_floating_point() else _channels(tensor, self.kinds[beside])
+        tensor, kind = self.constant(value), self.kinds[beside]
+        if tensor is None or tensor.is_floating_point():
+            return None if tensor is None else _channels(tensor, kind)
+        # A count, such as the number of heads, leaves it to floats which type the result has, as a number does.
+        single = tensor.numel() == 1 and tensor.dim() <= (kind.rank or 0) and not tensor.is_meta
+        return int(tensor) if single and kind.floating and not tensor.is_complex() else None
 
     def _changes(self, term: _Term) -> bool:
         if isinstance(term.scale, Tensor) or isinstance(term.shift, Tensor) or term.scale != 1 or term.shift != 0:
