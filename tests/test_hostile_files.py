@@ -24,7 +24,7 @@ from rmfx.files import archive
 from rmfx.files.serialise import load, save
 
 
-def complaint(path: Path) -> str:
+def complaint(path: Any) -> str:
     with pytest.raises(FileFormatError) as caught:
         load(path)
     return str(caught.value)
@@ -34,6 +34,8 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "net.rmfx"
     assert "there is no such file" in complaint(path)
     assert "there is no such file" in complaint(tmp_path)
+    assert "there is no such file" in complaint(tmp_path / ("a" * 300))
+    assert "None is no path: " in complaint(None)
     for content in (b"", b"PK\x03\x04", pickle.dumps({"a": 1}), b"\xff" * 100, b"[" * 100_000):
         path.write_bytes(content)
         assert "it is no whole .rmfx file" in complaint(path)

@@ -149,6 +149,7 @@ def test_several_inputs_and_outputs_that_are_no_classes(tmp_path: Path) -> None:
         ([], {}, "there is no calibration data: give at least one batch of inputs"),
         ([X[:, :2]], {}, "dimension 1 must be 3"),
         ([(X, X)], {}, "takes 1 inputs"),
+        ([1], {}, "got a int: give a torch tensor"),
         ([X], {"method": "median"}, "unknown method 'median': choose one of minmax, entropy, percentile"),
         ([X * torch.nan], {}, "the outputs of .* are not finite on the calibration data"),
     ],
@@ -258,8 +259,26 @@ def test_balancing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_balancing_needs_data_that_is_finite() -> None:
     with pytest.raises(RmfxError, match="there is no data to balance the network with"):
         balance(plain(), [])
+    large = plain()
+    for weight in large.parameters():
+        weight.data *= 1e30
     with pytest.raises(RmfxError, match="is not finite on the data"):
-        balance(plain(), [X * torch.inf])
+        balance(large, [X * 1e10])
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (3, "a batch of the data is .*: give tensors that are finite"),
+        (X * torch.nan, "a batch of the data is .*: give tensors that are finite"),
+        (X[:, :2], "the network does not run on a batch of the data, .*64, 2, "),
+        ((X, X), "the network does not run on a batch of the data"),
+    ],
+)
+def test_balancing_needs_data_that_fits(batch: Any, told: str) -> None:
+    for network in (plain(), rmfx.convert(nn.Conv2d(3, 4, 3).eval(), X)):  # with pairs, and without
+        with pytest.raises(RmfxError, match=told):
+            balance(network, [batch])
 
 
 def test_factors_are_chosen_where_they_pay() -> None:

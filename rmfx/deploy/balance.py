@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.check.verify import verify as verify_models
 from rmfx.errors import RmfxError
+from rmfx.inputs import as_tuple, describe
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LINEAR = (nn.Linear, *_CONVS)
@@ -55,7 +56,8 @@ def balance(
         verify: compare ``network`` and the result in float64, at the shapes of the first batch.
 
     Raises:
-        RmfxError: when there is no data, or a value of the network is not finite on it.
+        RmfxError: when there is no data, it does not fit the network, or it or a value of the network on it is not
+            finite.
         VerificationError: when the result differs, which is a bug of rmfx.
 
     >>> import rmfx
@@ -70,8 +72,8 @@ def balance(
     first: tuple[Tensor, ...] | None = None
     with torch.no_grad():
         for batch in data:
-            inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-            balanced(*inputs)
+            inputs = as_tuple(batch)
+            _run(balanced, inputs)
             first = first or inputs
     if first is None:
         raise RmfxError("there is no data to balance the network with: give at least one batch of inputs")
@@ -82,6 +84,15 @@ def balance(
     if verify:
         verify_models(network, balanced, first, quick=True)
     return balanced
+
+
+def _run(network: fx.GraphModule, batch: tuple[Any, ...]) -> None:
+    if not all(isinstance(value, Tensor) and bool(value.isfinite().all()) for value in batch):
+        raise RmfxError(f"a batch of the data is {describe(batch)}: give tensors that are finite")
+    try:
+        network(*batch)
+    except Exception as problem:  # torch raises many classes
+        raise RmfxError(f"the network does not run on a batch of the data, {describe(batch)}: {problem}") from problem
 
 
 class _Seen:

@@ -20,6 +20,7 @@ from rmfx.deploy import runtime
 from rmfx.deploy.session import Session
 from rmfx.errors import ExportError, RmfxError
 from rmfx.files.atomic import replacing
+from rmfx.inputs import as_tuple
 
 Method = Literal["minmax", "entropy", "percentile"]
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -97,7 +98,7 @@ def quantise(
         raise RmfxError(f"unknown method {method!r}: choose one of {', '.join(get_args(Method))}")
     runtime.require()
     source = os.fspath(source)
-    batches = [(batch,) if isinstance(batch, Tensor) else tuple(batch) for batch in data]
+    batches = [as_tuple(batch) for batch in data]
     if not batches:
         raise RmfxError("there is no calibration data: give at least one batch of inputs")
     with Session(source) as session:

@@ -84,10 +84,14 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not Path(path).is_file():
+    try:
+        file = Path(path)
+    except TypeError as problem:
+        raise FileFormatError(f"{path!r} is no path: {problem}") from problem
+    if not os.path.isfile(file):
         raise FileFormatError(f"cannot read {path}: there is no such file")
     try:
-        whole = Path(path).read_bytes()  # at once: `safe_open` opens the path twice, and it may be replaced in between
+        whole = file.read_bytes()  # at once: `safe_open` opens the path twice, and it may be replaced in between
         tensors = safetensors_load(whole)
         header = json.loads(whole[_LENGTH : _LENGTH + int.from_bytes(whole[:_LENGTH], "little")])
     except Exception as problem:  # the parser of safetensors and torch's dtypes fail in many classes
