@@ -76,6 +76,8 @@ def normalise(
     write_out_compounds(installer)
     fold_constants(gm, installer)
     _respell_views(gm)
+    if not keep_dropout:
+        _drop_detachments(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
     kinds = _spell(gm, installer)
     _one_call_site_each(gm, installer, kinds)
@@ -119,6 +121,14 @@ def _drop_no_ops(gm: fx.GraphModule, idle: type[nn.Module] | tuple[type[nn.Modul
         if _is_assert(node):
             gm.graph.erase_node(node)
         elif _is_no_op(gm, node, idle) and (source := _source(node)) is not None:
+            node.replace_all_uses_with(source)
+            gm.graph.erase_node(node)
+
+
+def _drop_detachments(gm: fx.GraphModule) -> None:
+    """``x.detach()`` stops gradients only, so where nothing is trained it is ``x``."""
+    for node in list(gm.graph.nodes):
+        if op_name(node) == "detach" and (source := _source(node)) is not None:
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
 

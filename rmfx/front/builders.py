@@ -72,6 +72,12 @@ def clamp(arguments: Arguments, kind: Kind) -> nn.Module | None:
     return nn.Hardtanh(-torch.inf if low is None else low, torch.inf if high is None else high)
 
 
+def rrelu(arguments: Arguments, kind: Kind) -> nn.Module | None:
+    """``F.rrelu`` that draws no slopes: their mean is the slope."""
+    mean = (arguments["lower"] + arguments["upper"]) / 2
+    return None if arguments["training"] else nn.LeakyReLU(mean)
+
+
 def prelu(arguments: Arguments, kind: Kind) -> nn.Module | None:
     """``F.prelu`` with a vector of slopes."""
     slopes = arguments["weight"]

@@ -158,6 +158,7 @@ _BY_NAME: dict[str, tuple[Mapping[str, Any], Builder]] = {
     "clamp_min": ({"min": _REQUIRED}, builders.clamp),
     "clamp_max": ({"max": _REQUIRED}, builders.clamp),
     "leaky_relu": ({"negative_slope": 0.01, **_INPLACE}, builders.layer(nn.LeakyReLU)),
+    "rrelu": ({"lower": 1 / 8, "upper": 1 / 3, "training": False, **_INPLACE}, builders.rrelu),
     "prelu": ({"weight": _REQUIRED}, builders.prelu),
     "elu": ({"alpha": 1.0, **_INPLACE}, builders.layer(nn.ELU)),
     "selu": (_INPLACE, builders.layer(nn.SELU)),
