@@ -39,11 +39,12 @@ from torch import fx
 from rmfx.algebra.affine import Affine
 from rmfx.algebra.pointwise import Range
 from rmfx.graph.facts import range_of, shape_of
+from rmfx.graph.linear import map_of
 from rmfx.graph.rule import Price, Refusal, Rule
 from rmfx.layout.lowering import Lowering, lower_run, ways_of
 from rmfx.layout.plainly import Layer
 from rmfx.layout.runs import Run, find_runs
-from rmfx.layout.stack import Gate, Stage, is_layer, layer_map
+from rmfx.layout.stack import Gate, Stage, is_layer
 
 if TYPE_CHECKING:
     from rmfx.graph.editor import Editor
@@ -182,7 +183,7 @@ def _join(
 
 def _concat(first: fx.Node, second: fx.Node, last: fx.Node, editor: Editor) -> fx.Node:
     """Both side by side, in front of the layer that merges them."""
-    dims = layer_map(last).grid.dims
+    dims = map_of(last).grid.dims
     axis = 1 if dims else -1
     with editor.gm.graph.inserting_before(last):
         node = editor.gm.graph.call_function(torch.cat, ([first, second], axis))

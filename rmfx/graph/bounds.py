@@ -21,6 +21,7 @@ from rmfx.graph.facts import (
     GIVEN_RANGE,
     KEEPING_CHANNELS,
     ZERO_PADDING,
+    called,
     channels_of,
     is_sum,
     module_of,
@@ -181,21 +182,15 @@ def _linear(node: fx.Node, dims: int, x: Bounds) -> Bounds:
     try:
         return affine_bounds(affine_of(node, dims), x)
     except InexactError:
-        return Bounds.of(module_range(_called(node), x.range))
+        return Bounds.of(module_range(called(node), x.range))
     except RuntimeError as error:  # weights on the meta device bound nothing
         if "meta tensor" not in str(error):
             raise
         return UNKNOWN
 
 
-def _called(node: fx.Node) -> nn.Module:
-    module = module_of(node)
-    assert module is not None
-    return module
-
-
 def _layer(node: fx.Node, dims: int, x: Bounds) -> Bounds:
-    module = _called(node)
+    module = called(node)
     if is_pointwise(module):
         return activation_bounds(module, x) if acts_on_channels(module, dims) else UNKNOWN
     if keeps_channels(module):

@@ -92,6 +92,13 @@ def module_of(node: fx.Node) -> nn.Module | None:
     return module
 
 
+def called(node: fx.Node) -> nn.Module:
+    """The module that ``node`` calls, where it is known to call one."""
+    module = module_of(node)
+    assert module is not None
+    return module
+
+
 def is_sum(node: fx.Node) -> bool:
     """Whether the node is a sum of two tensors in normal form (sizes may be added up too)."""
     return node.op == "call_function" and node.target is operator.add and not node.meta.get("plain_value", False)

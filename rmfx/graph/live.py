@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from rmfx.algebra.pointwise import is_pointwise
+from rmfx.algebra.rows import columns_read
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import is_map, is_plain_flatten, keeps_channels
 from rmfx.graph.facts import ZERO_PADDING, channels_of, is_product, is_sum, module_of, shape_of
@@ -85,14 +86,9 @@ def _alike(reader: fx.Node, dims: int) -> bool:
 def _read_by_map(reader: fx.Node, dims: int, live: Tensor) -> Tensor:
     try:
         affine = affine_of(reader, dims)
-        weight, _ = affine.weights()
+        return columns_read(affine, live.expand(affine.out_channels))
     except InexactError:
         return live if isinstance(module_of(reader), AVERAGES) else ALL
-    used = (weight != 0).reshape(
-        affine.groups, affine.out_channels // affine.groups, affine.in_channels // affine.groups, -1
-    )
-    rows = live.expand(affine.out_channels).reshape(affine.groups, -1, 1)
-    return (used.any(3) & rows).any(1).reshape(-1)
 
 
 def _read_by_move(module: ChannelSlice | ChannelPad, channels: int | None, live: Tensor) -> Tensor:

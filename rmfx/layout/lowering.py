@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from rmfx.algebra.affine import Affine, Weights, compose, dense, rounded
 from rmfx.algebra.bounds import Bounds, activation_bounds
@@ -15,12 +15,13 @@ from rmfx.algebra.rows import columns_read
 from rmfx.algebra.stacking import Block, stack
 from rmfx.errors import InexactError
 from rmfx.graph.cost import positions_of
-from rmfx.graph.facts import module_of
+from rmfx.graph.facts import called
+from rmfx.graph.linear import map_of
 from rmfx.graph.rule import Price
 from rmfx.layout.narrowing import narrowed, plainest
 from rmfx.layout.plainly import Layer, plainly
 from rmfx.layout.runs import Run
-from rmfx.layout.stack import Stage, Step, layer_map
+from rmfx.layout.stack import Stage, Step
 
 Layers = dict[fx.Node, tuple[Layer, ...]]
 
@@ -70,7 +71,7 @@ def lower_run(run: Run, beside: bool = False) -> Lowering | str:
 
 
 def _kept(run: Run, drop: bool) -> tuple[Tensor, ...] | None:
-    last = layer_map(run.last)
+    last = map_of(run.last)
     carried = torch.zeros(last.in_channels, dtype=torch.bool)
     carried[run.channels] = True
     read_before = columns_read(last, torch.ones(last.out_channels, dtype=torch.bool))
@@ -99,12 +100,12 @@ def _zeros(step: Step) -> Tensor:
     values = Bounds.of((torch.zeros_like(rows.bias), torch.zeros_like(rows.bias)))
     for stage in step.stages:
         if stage.gate is None:
-            values = activation_bounds(_module(stage.node), values)
+            values = activation_bounds(called(stage.node), values)
     return rows.zero & (rows.bias == 0) & (values.low == 0) & (values.high == 0)
 
 
 def _lowerings(run: Run, kept: tuple[Tensor, ...], beside: bool) -> Iterator[Lowering]:
-    trains = any(p.requires_grad for p in _module(run.last).parameters())
+    trains = any(p.requires_grad for p in called(run.last).parameters())
     layers: Layers = {}
     columns = torch.arange(run.steps[0].affine.in_channels)
     for step, rows in zip(run.steps, kept, strict=True):
@@ -112,7 +113,7 @@ def _lowerings(run: Run, kept: tuple[Tensor, ...], beside: bool) -> Iterator[Low
         for stage in step.stages:
             layers |= _narrow_stage(stage, rows, trains)
         columns = rows
-    last = layer_map(run.last)
+    last = map_of(run.last)
     merged = part(last, torch.arange(last.out_channels), columns)
     if beside:
         entry = [(layer, run.steps[-1].layer) for layer in plainly(cheapest(run.entry), trains)]
@@ -139,10 +140,10 @@ def _simple(new: Affine, old: Affine, trains: bool) -> tuple[Layer, ...]:
 
 def _narrow_stage(stage: Stage, kept: Tensor, trains: bool) -> Layers:
     if stage.gate is None:
-        return {stage.node: (plainest(narrowed(_module(stage.node), kept)),)}
+        return {stage.node: (plainest(narrowed(called(stage.node), kept)),)}
     layers = {}
     for node in stage.gate.layers:
-        old = layer_map(node)
+        old = map_of(node)
         rows, columns = torch.arange(old.out_channels), torch.arange(old.in_channels)
         new = part(old, kept, columns) if node is stage.gate.spreader else part(old, rows, kept)
         layers[node] = _simple(new, old, trains)
@@ -186,8 +187,8 @@ def _biased(affine: Affine, bias: Tensor | None) -> Affine:
 def _price(run: Run, layers: Layers, shortcut: Sequence[Placed]) -> Price:
     placed = [*((layer, node) for node, new in layers.items() for layer in new), *shortcut]
     positions = _positions(run)
-    old = [_module(node) for node in layers]
-    before = [layer_map(node).macs_per_position * positions[node] for node in layers if node in positions]
+    old = [called(node) for node in layers]
+    before = [map_of(node).macs_per_position * positions[node] for node in layers if node in positions]
     return Price(
         float(sum(before)),
         float(sum(layer.macs_per_position * positions[node] for layer, node in placed if isinstance(layer, Affine))),
@@ -201,21 +202,15 @@ def _positions(run: Run) -> dict[fx.Node, float]:
     found: dict[fx.Node, float] = {}
     density = 1.0
     for layer in (*(step.layer for step in run.steps), run.last):
-        grid = layer_map(layer).grid
+        grid = map_of(layer).grid
         for stride in grid.stride:
             density /= stride
         found[layer] = positions_of(layer, grid.dims) or density
     for stage in (stage for step in run.steps for stage in step.stages):
         for layer in stage.gate.layers if stage.gate is not None else ():
-            found[layer] = positions_of(layer, layer_map(layer).grid.dims) or 0.0
+            found[layer] = positions_of(layer, map_of(layer).grid.dims) or 0.0
     return found
 
 
 def _parameters(layer: Layer) -> int:
     return layer.parameters if isinstance(layer, Affine) else sum(p.numel() for p in layer.parameters())
-
-
-def _module(node: fx.Node) -> nn.Module:
-    module = module_of(node)
-    assert module is not None
-    return module

@@ -9,7 +9,6 @@ from torch import nn
 
 from rmfx.algebra.pointwise import CARRIED, NORMS, is_per_channel
 from rmfx.algebra.restrict import Span
-from rmfx.modules import ChannelClamp, MaskedActivation
 
 
 def part_of(module: nn.Module, span: Span, width: int) -> nn.Module:
@@ -18,7 +17,7 @@ def part_of(module: nn.Module, span: Span, width: int) -> nn.Module:
     Raises:
         InexactError: when it cannot be taken apart.
     """
-    if span == (0, width) or not _has_channels(module):
+    if span == (0, width) or not is_per_channel(module):
         return module
     inside = slice(span[0], span[0] + span[1])
     part = copy.copy(module)
@@ -43,7 +42,3 @@ def _cut(tensor: object, width: int, inside: slice) -> object:
 
 def _is_per_channel_tensor(tensor: object, width: int) -> TypeGuard[nn.Parameter]:
     return hasattr(tensor, "dim") and tensor.dim() == 1 and len(tensor) == width  # type: ignore[arg-type]
-
-
-def _has_channels(module: nn.Module) -> bool:
-    return is_per_channel(module) or isinstance(module, (ChannelClamp, MaskedActivation))

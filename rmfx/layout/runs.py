@@ -14,8 +14,9 @@ from rmfx.algebra.grid import Grid
 from rmfx.algebra.narrow import cheapest, gather
 from rmfx.algebra.rows import columns_read
 from rmfx.errors import InexactError
+from rmfx.graph.linear import map_of
 from rmfx.layout.signals import Signals, advance, signals_of
-from rmfx.layout.stack import Step, layer_map, stages_behind, steps_before
+from rmfx.layout.stack import Step, stages_behind, steps_before
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Run:
     @property
     def exit(self) -> Affine:
         """The map from the signals to the output of ``last``, without its bias."""
-        last, ends, gain = layer_map(self.last), self.ends, self.gain
+        last, ends, gain = map_of(self.last), self.ends, self.gain
 
         def compute() -> Weights:
             weight, _ = last.weights()
@@ -74,7 +75,7 @@ class Run:
     @property
     def whole(self) -> Affine:
         """What ``last`` makes of the signals, with its bias, as a map of the input of the first layer."""
-        last, merged = layer_map(self.last), cheapest(self.exit)
+        last, merged = map_of(self.last), cheapest(self.exit)
 
         def compute() -> Weights:
             return merged.weights()[0], last.weights()[1]
@@ -111,7 +112,7 @@ def find_runs(last: fx.Node, patient: bool) -> tuple[Run, ...]:
     levels, bounds = signals_of(steps)
     if patient and _goes_on(last, levels[-1], bounds):
         return ()
-    return _runs(steps, levels, last, torch.ones(layer_map(last).out_channels, dtype=torch.bool))
+    return _runs(steps, levels, last, torch.ones(map_of(last).out_channels, dtype=torch.bool))
 
 
 def _runs(steps: Sequence[Step], levels: Sequence[Signals], last: fx.Node, rows: Tensor) -> tuple[Run, ...]:
@@ -182,7 +183,7 @@ def _goes_on(last: fx.Node, top: Signals, bounds: Bounds) -> bool:
 
 def _merged(last: fx.Node, top: Signals, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The signals that ``rows`` of ``last`` read as such, and which of them one row only reads."""
-    affine = layer_map(last)
+    affine = map_of(last)
     height, width = affine.out_channels // affine.groups, affine.in_channels // affine.groups
     weight = affine.weights()[0].reshape(affine.groups, height, width, -1) * rows.reshape(affine.groups, -1, 1, 1)
     columns = weight.transpose(1, 2).flatten(0, 1)  # [channel, row of its group, tap]

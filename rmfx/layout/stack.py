@@ -11,9 +11,9 @@ from rmfx.algebra.affine import Affine
 from rmfx.algebra.pointwise import NORMS, is_pointwise
 from rmfx.algebra.rows import Rows, columns_read, negated_rows, read_rows
 from rmfx.graph.bounds import acts_on_channels, is_plain_flatten, keeps_channels
-from rmfx.graph.facts import is_product, module_of, shape_of
+from rmfx.graph.facts import called, is_product, module_of, shape_of
 from rmfx.graph.gates import read_gate
-from rmfx.graph.linear import affine_of, dims_of, mixes, norm_obstacle
+from rmfx.graph.linear import dims_of, map_of, mixes, norm_obstacle
 
 ROWS = "weight_rows"  # node.meta: what the rows of a layer read
 NEGATIONS = "negated_rows"  # node.meta: which of them are others times -1
@@ -71,7 +71,7 @@ class Step:
     @property
     def affine(self) -> Affine:
         """The layer's map."""
-        return layer_map(self.layer)
+        return map_of(self.layer)
 
     @property
     def rows(self) -> Rows:
@@ -84,17 +84,10 @@ class Step:
         return self.layer, *(node for stage in self.stages for node in stage.inside)
 
 
-def layer_map(layer: fx.Node) -> Affine:
-    """The map of a convolution or linear layer."""
-    dims = dims_of(layer)
-    assert dims is not None
-    return affine_of(layer, dims)
-
-
 def rows_of(layer: fx.Node) -> Rows:
     """What the rows of a convolution or linear layer read; read once."""
     if ROWS not in layer.meta:
-        layer.meta[ROWS] = read_rows(layer_map(layer))
+        layer.meta[ROWS] = read_rows(map_of(layer))
     found: Rows = layer.meta[ROWS]
     return found
 
@@ -102,7 +95,7 @@ def rows_of(layer: fx.Node) -> Rows:
 def negations_of(layer: fx.Node) -> list[tuple[int, int]]:
     """Pairs of rows of a layer of which one is the other times -1; looked for once."""
     if NEGATIONS not in layer.meta:
-        layer.meta[NEGATIONS] = negated_rows(layer_map(layer))
+        layer.meta[NEGATIONS] = negated_rows(map_of(layer))
     found: list[tuple[int, int]] = layer.meta[NEGATIONS]
     return found
 
@@ -182,14 +175,14 @@ def _gate_stage(product: fx.Node, dims: int) -> Stage | None:
     pools, readers = _readers(path.data, set(side), dims)
     if not _is_layer_of(spreader, dims) or len(spreader.users) != 1 or readers is None or spreader in readers:
         return None
-    channels = layer_map(spreader).out_channels
-    maps = [layer_map(reader) for reader in readers]
+    channels = map_of(spreader).out_channels
+    maps = [map_of(reader) for reader in readers]
     if any(each.in_channels != channels for each in maps):
         return None
     read = torch.zeros(channels, dtype=torch.bool)
     for each in maps:
         read |= columns_read(each, torch.ones(each.out_channels, dtype=torch.bool))
-    activation = _module(after[0]) if after else nn.Identity()
+    activation = called(after[0]) if after else nn.Identity()
     rows = rows_of(spreader)
     gate = Gate(side, readers, spreader, (*pools, *after), read, rows.zero & (activation(rows.bias) == 1.0))
     return Stage(product, path.data, (*side, product), gate)
@@ -222,9 +215,3 @@ def _readers(data: fx.Node, side: set[fx.Node], dims: int) -> tuple[tuple[fx.Nod
             return (), None
         readers.append(reader)
     return tuple(pools), tuple(readers)
-
-
-def _module(node: fx.Node) -> nn.Module:
-    module = module_of(node)
-    assert module is not None
-    return module
