@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import TensorProto, numpy_helper
+from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -165,7 +166,7 @@ def gap(
 
 def cast_borders(graph: ir.Graph, inner: torch.dtype, outer: torch.dtype) -> None:
     """Let inputs and outputs of type ``inner`` be of type ``outer``, and cast behind and before them; names stay."""
-    within, beyond = (ir.DataType[_onnx_name(dtype)] for dtype in (inner, outer))
+    within, beyond = map(tensor_adapters.from_torch_dtype, (inner, outer))
     first = graph[0]
     for value in graph.inputs:
         if value.dtype == within:
@@ -187,10 +188,6 @@ def cast_borders(graph: ir.Graph, inner: torch.dtype, outer: torch.dtype) -> Non
 
 def _describe(value: ir.Value, name: str | None, dtype: ir.DataType, shape: ir.Shape | None) -> None:
     value.name, value.type, value.shape = name, ir.TensorType(dtype), shape
-
-
-def _onnx_name(dtype: torch.dtype) -> str:
-    return {torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.float16: "FLOAT16"}.get(dtype, "BFLOAT16")
 
 
 def in_float32(path: Path, into: Path) -> None:
