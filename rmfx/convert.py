@@ -16,6 +16,7 @@ from rmfx.errors import TraceError
 from rmfx.inputs import without_absent
 from rmfx.measure.target import Target
 from rmfx.options import Options, Policy
+from rmfx.ordinary import outside_inference_mode
 from rmfx.partial import find_parts
 from rmfx.plan.auto import plan_network
 from rmfx.plan.cache import Folder, PriceCache
@@ -26,6 +27,7 @@ from rmfx.rewrite import rewrite, run
 from rmfx.untouched import leaves_untouched
 
 
+@outside_inference_mode
 @leaves_untouched
 @uncollected
 def convert(
@@ -130,6 +132,7 @@ def _convert(
     return rewrite(model, example_inputs, kwargs, options, verify)
 
 
+@outside_inference_mode
 @leaves_untouched
 @uncollected
 def explain(
@@ -192,6 +195,7 @@ def _part_converter(options: Options, verify: bool | None) -> Callable[..., fx.G
     return convert_part
 
 
+@outside_inference_mode
 @leaves_untouched
 @uncollected
 def make_plan(
@@ -241,6 +245,7 @@ def make_plan(
     return plan_network(model, *given, options, cache=PriceCache(cache), on_step=on_step)
 
 
+@outside_inference_mode
 @leaves_untouched
 def apply_plan(
     plan: Plan,

@@ -19,12 +19,14 @@ from rmfx.collector import uncollected
 from rmfx.graph.pipeline import run_passes
 from rmfx.graph.rewriter import want_all
 from rmfx.graph.rule import PassResult
+from rmfx.ordinary import outside_inference_mode
 from rmfx.passes.lower_carried import LowerCarried
 from rmfx.prepare import prepare
 from rmfx.rewrite import finished
 from rmfx.untouched import leaves_untouched
 
 
+@outside_inference_mode
 @leaves_untouched
 @uncollected
 def lower(

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from rmfx.errors import RmfxError
 from rmfx.graph.facts import module_of
 from rmfx.graph.linear import map_of, mixes
+from rmfx.ordinary import differentiable
 from rmfx.pruning.constants import constants_of, scales_of
 from rmfx.pruning.coupling import Coupling, is_group_wise
 
@@ -100,7 +101,8 @@ def _taylor(gm: fx.GraphModule, coupling: Coupling, data: Data, loss: Loss) -> T
     total, samples = torch.zeros(coupling.count, dtype=torch.float64), 0
     read: dict[fx.Node, Tensor] = {}
     with _recording(gm, coupling, read), torch.enable_grad():
-        for inputs, targets in data:
+        for batch in data:
+            inputs, targets = differentiable(batch)
             read.clear()
             outputs = gm(*inputs) if isinstance(inputs, (tuple, list)) else gm(inputs)
             gradients = torch.autograd.grad(loss(outputs, targets), [*read.values()], allow_unused=True)

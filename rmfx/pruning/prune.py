@@ -21,6 +21,7 @@ from rmfx.lower import lower as lowered
 from rmfx.measure.paired import sample
 from rmfx.measure.runners import runner
 from rmfx.measure.target import Target
+from rmfx.ordinary import outside_inference_mode
 from rmfx.prepare import Prepared, prepare
 from rmfx.pruning.constants import dead_sets
 from rmfx.pruning.coupling import Coupling, couple, is_group_wise
@@ -86,6 +87,7 @@ class Pruned:
         return "\n".join(lines)
 
 
+@outside_inference_mode
 @uncollected
 def prune(
     model: nn.Module,

@@ -21,12 +21,14 @@ from rmfx.graph.editor import Editor
 from rmfx.graph.facts import shape_of
 from rmfx.graph.region import Region, find_region, is_residual
 from rmfx.modules import ChannelAffine
+from rmfx.ordinary import outside_inference_mode
 from rmfx.prepare import prepare
 from rmfx.rewrite import finished
 
 _NAME = "shortcut_scale"
 
 
+@outside_inference_mode
 @uncollected
 def scale_shortcuts(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     """Put a scale on every shortcut; the function stays the same.
