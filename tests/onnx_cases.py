@@ -101,6 +101,7 @@ CASES = [
     Case("Clip", (f32(3), f32(-3))),
     Case("Clip", (f32(-1), f32(np.finfo(np.float32).max))),
     Case("Clip", attributes={"min": 0.0}, opset=10),
+    Case("Clip", attributes={"min": 1.0, "max": 1.0}, opset=10),
     Case("PRelu", (draw(4, 1, 1),)),
     Case("PRelu", (draw(1),), shape=("batch", 4)),
     Case("PRelu", (draw(8),)),

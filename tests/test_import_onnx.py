@@ -237,7 +237,30 @@ def test_no_name_is_taken(name: str, names: tuple[str, str], tmp_path: Path) -> 
     assert [entry.name for entry in read_signature(tmp_path / "out.onnx").inputs] == [*names]
 
 
+def test_sums_of_small_integers_keep_their_type(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32)]
+    nodes += [helper.make_node("ReduceSum", ["i", "axes"], ["y"])]
+    path = write(tmp_path / "in.onnx", nodes, constants={"axes": ints(1)})
+    x = torch.randn(2, 4, 7, 8) * 9
+    assert torch.equal(rmfx.from_onnx(path)(x), x.int().sum(1, True, dtype=torch.int32))
+
+
+def test_indices_count_from_the_end_of_a_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "in.onnx",
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        constants={"table": draw(5, 3)},
+        inputs={"x": ("batch", 2)},
+        element=TensorProto.INT64,
+    )
+    x = torch.tensor([[-1, 0], [4, -5]])
+    model = rmfx.from_onnx(path, x)
+    agree(path, model.requires_grad_(False), x)
+    assert torch.equal(rmfx.convert(model, x)(x), model(x))
+
+
 REFUSED = [
+    ("Split", "cuts 5 into 4 parts of 2", [helper.make_node("Split", ["x"], [*"yzuv"], "n", num_outputs=4, axis=1)]),
     ("Conv", "its weight is computed from the network's input", [helper.make_node("Conv", ["x", "x"], ["y"], "n")]),
     (
         "BatchNormalization",
@@ -278,7 +301,7 @@ def test_what_cannot_be_imported_is_named(op: str, reason: str, nodes: list[onnx
         "scales": f32([1, 1, 2, 2]),
     }
     opset = 11 if op == "Softmax" else 18
-    shape = (4, 4, 7, 8) if op == "Conv" else IMAGE
+    shape = {"Conv": (4, 4, 7, 8), "Split": (1, 5, 2, 2)}.get(op, IMAGE)
     path = write(tmp_path / "in.onnx", nodes, constants=constants, inputs={"x": shape}, outputs=["y"], opset=opset)
     with pytest.raises(OnnxImportError, match=rf"in.onnx: node 'n' \({op}, opset {opset}\) .*{reason}"):
         rmfx.from_onnx(path)

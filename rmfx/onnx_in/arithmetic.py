@@ -191,12 +191,18 @@ def reduce_mean(call: Call) -> Value:
 
 
 def reduction(function: Callable[..., Any]) -> Rule:
-    """``ReduceSum``, ``ReduceMax``, ...: ``function`` takes a tensor, dimensions and ``keepdim``."""
+    """``ReduceMax``, ``ReduceMin``: ``function`` takes a tensor, dimensions and ``keepdim``."""
 
     def rule(call: Call) -> Value:
         return _reduced(call, function)
 
     return rule
+
+
+def reduce_sum(call: Call) -> Value:
+    """``ReduceSum``, which keeps the type: torch sums integers in int64."""
+    kept = call.dtype()
+    return _reduced(call, torch.sum, **({} if kept is None or kept.is_floating_point else {"dtype": kept}))
 
 
 def reduce_norm(call: Call) -> Value:
@@ -208,12 +214,12 @@ def reduce_norm(call: Call) -> Value:
     return call.function(torch.linalg.vector_norm, call.tensor(), 2, tuple(axes), bool(call.attribute("keepdims", 1)))
 
 
-def _reduced(call: Call, function: Callable[..., Any]) -> Value:
+def _reduced(call: Call, function: Callable[..., Any], **options: Any) -> Value:
     axes = _axes(call)
     if axes == []:
         return call.value(0)
     axes = list(range(call.rank())) if axes is None else axes
-    return call.function(function, call.tensor(), tuple(axes), bool(call.attribute("keepdims", 1)))
+    return call.function(function, call.tensor(), tuple(axes), bool(call.attribute("keepdims", 1)), **options)
 
 
 def _axes(call: Call) -> list[int] | None:
@@ -256,7 +262,7 @@ RULES: Rules = {
     "Cast": cast,
     "CastLike": cast,
     "ReduceMean": reduce_mean,
-    "ReduceSum": reduction(torch.sum),
+    "ReduceSum": reduce_sum,
     "ReduceMax": reduction(torch.amax),
     "ReduceMin": reduction(torch.amin),
     "ReduceL2": reduce_norm,

@@ -13,6 +13,7 @@ from rmfx.onnx_in.call import Call, Rule, Rules, Value
 
 # Parameters of ONNX are stored in float32: 1/6 there is 1/6 here.
 _ROUNDING = 1e-6
+_OPEN = (-math.inf, math.inf)
 _SELU = (1.6732632423543772, 1.0507009873554805)
 
 
@@ -36,9 +37,10 @@ def clip(call: Call) -> Value:
     """``Clip``: ReLU and ReLU6 where the bounds are theirs."""
     low, high = _bound(call, "min", 1, -math.inf), _bound(call, "max", 2, math.inf)
     if low is None or high is None or not low < high:
-        bounds = [call.tensor(i) if call.has(i) else None for i in (1, 2)]
+        given = ((1, low), (2, high))
+        bounds = [call.tensor(i) if call.has(i) else None if bound in _OPEN else bound for i, bound in given]
         return call.function(torch.clamp, call.tensor(), *bounds)
-    if (low, high) == (-math.inf, math.inf):
+    if (low, high) == _OPEN:
         return call.value(0)
     if low == 0:
         return call.layer(nn.ReLU6() if high == 6 else nn.ReLU() if high == math.inf else nn.Hardtanh(0.0, high))

@@ -121,6 +121,8 @@ def split(call: Call) -> Value | tuple[Value, ...]:
         if whole is None:
             call.fail("the size of what it splits is not known")
         part = -(-whole // count)
+        if whole < part * (count - 1):
+            call.fail(f"it cuts {whole} into {count} parts of {part}, and nothing is left for the last")
         sizes = [part] * (count - 1) + [whole - part * (count - 1)]
     parts = call.function(torch.split, call.tensor(), sizes, axis)
     return tuple(call.function(operator.getitem, parts, i) for i in range(count))
@@ -172,7 +174,7 @@ def _ends(call: Call, index: int, name: str) -> list[Size]:
 
 
 def gather(call: Call) -> Value:
-    """``Gather``: of sizes, one slice, rows of a table, or any index."""
+    """``Gather``: of sizes, one slice, rows of a table, or any index; an embedding takes no index from the end."""
     axis = call.attribute("axis", 0)
     if isinstance(call.value(0), Sizes):
         items, chosen = call.sizes(0, "input").items, call.constant(1, "index")
@@ -182,7 +184,14 @@ def gather(call: Call) -> Value:
         return call.function(torch.select, call.tensor(), axis, int(index))
     if axis < 0:
         axis += call.rank()
-    if isinstance(call.value(0), Tensor) and axis == 0 and call.constant(0, "table").dim() == 2:
+    table = call.value(0)
+    if (
+        isinstance(table, Tensor)
+        and axis == 0
+        and table.dim() == 2
+        and isinstance(index, Tensor)
+        and (index >= 0).all()
+    ):
         return call.function(F.embedding, call.tensor(1), call.tensor(0))
     return call.function(operator.getitem, call.tensor(), (*[slice(None)] * axis, call.tensor(1)))
 
