@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from oracle import assert_equivalent
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import rmfx
-from rmfx.pruning.prune import prune
+from rmfx.pruning.prune import Width, prune
 
 
 class Upsampling(nn.Module):
@@ -39,3 +40,15 @@ def test_transposed_convolutions_cost_something() -> None:
     assert pruned.macs == (flops(model, x) // 2, flops(pruned.network, x) // 2)
     assert 0.7 * pruned.macs[0] < pruned.macs[1] <= 0.8 * pruned.macs[0]
     assert rmfx.report(rmfx.convert(model, x)).totals.macs_before == pruned.macs[0]
+
+
+def test_what_stands_beside_something_unknown_is_pruned() -> None:
+    torch.manual_seed(0)
+    model = Upsampling().double().eval()
+    with torch.no_grad():
+        model.first.weight[::2] = 0
+    x = 8 * torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    pruned = prune(model, x, threshold=1e-9, importance="l2")
+    assert_equivalent(model, pruned.network, x)
+    assert pruned.widths == (Width("first", 8, 5, constants=1), Width("deep", 16, 16))
+    assert pruned.fixed["down"] == "up (ConvTranspose2d) does not treat channels one by one"

@@ -201,17 +201,22 @@ class _Reader:
         return found
 
     def _side_by_side(self, node: fx.Node) -> Channels | None:
-        parts = [self._channels.get(source) for source in parts_of(node)]
-        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        known = [part for part in parts if part is not None]
-        if len(known) != len(parts) or not isinstance(given, int) or len({part.axis for part in known}) != 1:
-            return None
-        shape = shape_of(node)
+        """Operands of a concat; the channels of one that is not understood stay, and the others' are their own."""
+        operands, shape = parts_of(node), shape_of(node)
         assert shape is not None
-        if given % len(shape) == known[0].axis:
-            return Channels(known[0].axis, torch.cat([part.sets for part in known]))
-        self._tie(torch.stack([part.sets for part in known]))
-        return known[0]
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        axes = {found.axis for source in operands if (found := self._channels.get(source)) is not None}
+        if not isinstance(given, int) or len(axes) != 1 or any(shape_of(source) is None for source in operands):
+            return None
+        [axis] = axes
+        for source in operands:
+            if source not in self._channels:
+                self._stay(source, axis, f"{source.name} ({_kind(source)}) does not treat channels one by one")
+        parts = [self._channels[source].sets for source in operands]
+        if given % len(shape) == axis:
+            return Channels(axis, torch.cat(parts))
+        self._tie(torch.stack(parts))
+        return Channels(axis, parts[0])
 
     def _rearranged(
         self, module: ChannelSlice | ChannelPad | nn.ChannelShuffle, source: Channels, rank: int
@@ -233,11 +238,14 @@ class _Reader:
         """The channels of an input of the network, where its rank tells which axis they are; they stay."""
         shape = shape_of(node)
         assert shape is not None
-        if node.op != "placeholder" or len(shape) not in (2, 4, 5):
-            return None
-        found = Channels(1, self._fresh(shape[1]))
-        self._reasons |= dict.fromkeys(found.sets.tolist(), "it is an input of the network")
-        return found
+        if node.op == "placeholder" and len(shape) in (2, 4, 5):
+            self._stay(node, 1, "it is an input of the network")
+        return self._channels.get(node)
+
+    def _stay(self, node: fx.Node, axis: int, reason: str) -> None:
+        if (shape := shape_of(node)) is not None:
+            self._channels[node] = Channels(axis, self._fresh(shape[axis]))
+            self._fix(node, reason)
 
     def _fix(self, node: fx.Node, reason: str) -> None:
         found = self._channels.get(node)
