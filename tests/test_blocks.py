@@ -42,6 +42,7 @@ BEHIND = {
 UNKNOWN = {  # what only example inputs tell, but for the shapes of gates
     "gate: a gated value and itself joined": "'relu' inside the branch is also read outside, by mul, se_pool",
     "slice: features": "a getitem on the branch, picks positions or channels that are not known",
+    "sum: space to depth in the branch": "a stride would discard positions",
     "sum: resnet-d": "changes the size in a way that not every branch follows at all input sizes",
 }
 WITHOUT_SHAPES = "multiplies two tensors: pass example_inputs, their shapes tell which is the gate"
@@ -101,7 +102,7 @@ def test_options(name: str, option: str) -> None:
     assert not stays or any(reason in (entry.reason or "") for entry in rmfx.report(converted).entries)
 
 
-@pytest.mark.parametrize("name", [*list(BLOCKS)[::3], "slice: features", "sum: resnet-d", "slice: res2net"])
+@pytest.mark.parametrize("name", sorted({*list(BLOCKS)[::3], *UNKNOWN, "slice: res2net"}))
 def test_without_example_inputs(name: str) -> None:
     model, x = built(name)
     converted = rmfx.convert(model, verify=False)
