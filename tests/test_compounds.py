@@ -101,3 +101,32 @@ def test_integers_are_summed_as_before() -> None:
     gm, x = normal_form(model), image()
     assert torch.equal(gm(x), model(x)) and gm(x).dtype == model(x).dtype == torch.int64
     assert "stack" in operations(gm)
+
+
+GLUS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "function": ((2, 6, 9, 7), lambda y: nn.functional.glu(y, 1)),
+    "layer": ((2, 6, 9, 7), nn.GLU(-3)),
+    "sequence": ((2, 6, 9), nn.GLU(dim=1)),
+    "features": ((2, 6), nn.functional.glu),
+}
+
+
+@pytest.mark.parametrize("name", GLUS)
+def test_gated_linear_units_of_channels_are_products(name: str) -> None:
+    shape, glu = GLUS[name]
+    layers = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d}[len(shape) - 2]
+    more: tuple[int, ...] = (1,) if len(shape) > 2 else ()
+    model = Lambda(
+        lambda m, x: m.stem(x) + m.second(glu(m.first(x))),
+        stem=layers(6, 6, *more), first=layers(6, 10, *more), second=layers(5, 6, *more),
+    )  # fmt: skip
+    x = hostile(*shape)
+    model = randomise(model.double(), x / 8)
+    plain = rmfx.convert(model, x)
+    assert rmfx.report(plain).count("removed") == 1
+    assert_equivalent(model, plain, x)
+
+
+def test_gated_linear_units_of_positions_stay() -> None:
+    model = Lambda(lambda m, x: nn.functional.glu(m.conv(x), -1), conv=conv())
+    assert operations(assert_exact(model, hostile(2, 3, 5, 4).float())) == ["Conv2d", "glu"]

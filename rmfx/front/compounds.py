@@ -1,10 +1,11 @@
-"""Operations that hide a sum are written out as one, so that everything behind sees sums and products only.
+"""Operations that hide a sum or a product are written out, so that everything behind sees sums and products only.
 
 lerp(x, y, w)                 =>  x * (1 - w) + y * w
 addcmul(x, a, b, value=v)     =>  x + a * b * v
 addcdiv(x, a, b, value=v)     =>  x + a / b * v
 stack(xs, d).sum(d)           =>  xs[0] + xs[1] + ...
 stack(xs, d).mean(d)          =>  (xs[0] + xs[1] + ...) / len(xs)
+glu(x, 1)                     =>  x[:, :c] * sigmoid(x[:, c:])
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from rmfx.front.calls import argument
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import infer_kinds
 from rmfx.front.kinds import Kinds
 from rmfx.front.opnames import op_name
+from rmfx.modules import ChannelSlice
 
 _MOST_TERMS = 16  # of a stack: a sum of more is better left to one operation
 
 
 def write_out_compounds(installer: Installer) -> None:
-    """Write out the operations that hide a sum, in place.
+    """Write out the operations that hide a sum or a product, in place.
 
     Args:
         installer: of a graph module in which nothing works in place any more.
@@ -44,10 +46,34 @@ def write_out_compounds(installer: Installer) -> None:
         elif name in _REDUCTIONS and op_name(source := argument(node, 0, "input", None)) == "stack":
             kinds = infer_kinds(gm) if kinds is None else kinds
             _write_reduction(installer, node, source, name == "mean", kinds)
+        elif (halved := _halved(gm, node)) is not None:
+            kinds = infer_kinds(gm) if kinds is None else kinds
+            _write_glu(installer, node, *halved, kinds)
 
 
 _PRODUCTS: dict[str | None, Callable[..., Any]] = {"addcmul": operator.mul, "addcdiv": operator.truediv}
 _REDUCTIONS = frozenset({"sum", "mean"})
+
+
+def _halved(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Any] | None:
+    """What a gated linear unit halves, and along which dimension."""
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if type(module) is nn.GLU and len(node.all_input_nodes) == 1:
+        return node.all_input_nodes[0], module.dim
+    source = argument(node, 0, "input", None) if op_name(node) == "glu" else None
+    return (source, argument(node, 1, "dim", -1)) if isinstance(source, fx.Node) else None
+
+
+def _write_glu(installer: Installer, node: fx.Node, source: fx.Node, dim: Any, kinds: Kinds) -> None:
+    kind = kinds[source]
+    if kind.rank is None or kind.rank < 2 or type(dim) is not int or dim % kind.rank != 1 or not kind.channels:
+        return
+    axis, width = (-1 if kind.rank == 2 else 1), kind.channels // 2
+    data, gate = (
+        installer.layer_before(node, ChannelSlice(start, width, axis), source, word)
+        for start, word in ((0, "data"), (width, "gate"))
+    )
+    _become(node, operator.mul, data, installer.layer_before(node, nn.Sigmoid(), gate, "factor"))
 
 
 def _write_lerp(installer: Installer, node: fx.Node) -> None:
