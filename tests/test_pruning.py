@@ -27,6 +27,7 @@ from rmfx.pruning.prune import Pruned, prune
 from rmfx.pruning.removal import remove, settle
 from rmfx.rewrite import finished
 
+X, Y = torch.ones(2, 3, 16, 16), torch.tensor([1, 2])
 FORMS = ("residual", "plain", "plain with norms")
 
 
@@ -298,12 +299,39 @@ def test_what_follows_something_unknown_is_pruned_again() -> None:
         ({"amount": 0.1, "importance": "taylor"}, "needs data="),
         ({"amount": 0.1, "importance": "taylor", "data": []}, "data holds no batch"),
         ({"amount": 0.1, "importance": lambda gm, coupling: torch.ones(3)}, "one per set, got"),
+        ({"amount": 0.1, "importance": lambda gm, coupling: [1.0]}, "one per set, got a list"),
+        ({"amount": 0.1, "importance": lambda gm, c: torch.full((c.count,), torch.nan)}, "gives NaN for .* sets"),
+        ({"amount": "x"}, "amount must be a number, got 'x'"),
+        ({"threshold": "x"}, "threshold must be a number, got 'x'"),
+        ({"threshold": math.nan}, "threshold must be a number, got nan"),
+        ({"budget": 0.5}, "budget must be .*, got 0.5"),
+        ({"budget": {"macs": "0.5"}}, "budget must be"),
+        ({"budget": {"latency_ms": "5", "target": "eager"}}, "budget must be"),
+        ({"amount": 0.1, "round_to": 2.5}, "a whole number, got 2.5"),
+        ({"amount": 0.1, "importance": "taylor", "data": [X]}, "data must hold pairs .*, got a Tensor"),
+        ({"amount": 0.1, "importance": "taylor", "data": [(X * math.nan, Y)]}, "'taylor' gives NaN for"),
+        (
+            {"amount": 0.1, "importance": "taylor", "data": [(X, Y)], "loss": lambda out, labels: out.sum(1)},
+            r"loss must give one number, .*, got a tensor \(2,\)",
+        ),
+        (
+            {"amount": 0.1, "importance": "taylor", "data": [(X, Y)], "loss": lambda out, labels: torch.ones(())},
+            "the loss does not depend on the network",
+        ),
     ],
 )
 def test_bad_requests_say_what_to_do(wish: dict[str, object], told: str) -> None:
     model = models.resnet20().eval()
     with pytest.raises(RmfxError, match=told):
         prune(model, torch.randn(2, 3, 16, 16), **{"importance": "l2", **wish})  # type: ignore[arg-type]
+
+
+def test_an_empty_example_is_refused_and_a_prune_that_prunes_nothing_says_so() -> None:
+    model = models.resnet20().eval()
+    with pytest.raises(RmfxError, match="one of them is empty"):
+        prune(model, X[:0], amount=0.3, importance="l2")
+    [note] = rmfx.report(prune(model, X, amount=0.3, importance="l2", round_to=1000).network).notes
+    assert "pruned: 0 of" in note and "no chunk of round_to channels" in note
 
 
 @pytest.mark.slow

@@ -49,12 +49,23 @@ def scores(
         loss: of outputs and such targets, summed over the samples of a batch.
 
     Raises:
-        RmfxError: when the measure is unknown, needs data that is missing, or finds nothing to measure.
+        RmfxError: when the measure is unknown, needs data that is missing, finds nothing to measure, or gives NaN.
     """
+    found = _measured(gm, coupling, importance, data, loss)
+    if missing := int(found.isnan().sum()):
+        raise RmfxError(
+            f"importance {importance!r} gives NaN for {missing} of {coupling.count} sets of channels: there is NaN, or "
+            "an overflow, in data, loss or weights"
+        )
+    return found
+
+
+def _measured(gm: fx.GraphModule, coupling: Coupling, importance: Importance, data: Data | None, loss: Loss) -> Tensor:
     if callable(importance):
         found = importance(gm, coupling)
-        if found.shape != (coupling.count,):
-            raise RmfxError(f"importance must give {coupling.count} numbers, one per set, got {tuple(found.shape)}")
+        if not isinstance(found, Tensor) or found.shape != (coupling.count,):
+            got = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise RmfxError(f"importance must give a tensor of {coupling.count} numbers, one per set, got {got}")
         return found.detach().double().cpu()
     if importance == "taylor":
         if data is None:
@@ -102,10 +113,10 @@ def _taylor(gm: fx.GraphModule, coupling: Coupling, data: Data, loss: Loss) -> T
     read: dict[fx.Node, Tensor] = {}
     with _recording(gm, coupling, read), torch.enable_grad():
         for batch in data:
-            inputs, targets = differentiable(batch)
+            inputs, targets = differentiable(_pair(batch))
             read.clear()
             outputs = gm(*inputs) if isinstance(inputs, (tuple, list)) else gm(inputs)
-            gradients = torch.autograd.grad(loss(outputs, targets), [*read.values()], allow_unused=True)
+            gradients = torch.autograd.grad(_one_number(loss(outputs, targets)), [*read.values()], allow_unused=True)
             found = {node: gradient for node, gradient in zip(read, gradients, strict=True) if gradient is not None}
             change = torch.zeros(len(next(iter(found.values()), ())), coupling.count, dtype=torch.float64)
             for node, gradient in found.items():
@@ -117,6 +128,21 @@ def _taylor(gm: fx.GraphModule, coupling: Coupling, data: Data, loss: Loss) -> T
     if not samples:
         raise RmfxError("data holds no batch, or the loss does not depend on the network")
     return total / samples
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise RmfxError(f"data must hold pairs of inputs and labels, got a {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+def _one_number(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise RmfxError(f"loss must give one number, summed over the samples of a batch, got {got}")
+    if not loss.requires_grad:
+        raise RmfxError("the loss does not depend on the network: no gradient leads from it to the layers")
+    return loss
 
 
 def _change(value: Tensor, gradient: Tensor, axis: int, constants: Tensor) -> Tensor:

@@ -203,6 +203,8 @@ def _coupled(model: nn.Module, example_inputs: Any) -> tuple[Prepared, Coupling]
     prepared = prepare(deep_copy(model).eval(), example_inputs, {}, keep_bn=True)
     if prepared.args is None:
         raise RmfxError("prune needs example_inputs: costs follow from shapes")
+    if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(prepared.args)):
+        raise RmfxError("prune needs example_inputs that hold a sample: one of them is empty")
     return prepared, couple(prepared.gm)
 
 
@@ -252,7 +254,8 @@ def _widths(spaces: Sequence[Space], removal: Removal) -> Iterator[Width]:
 
 def _notes(widths: Sequence[Width]) -> tuple[str, ...]:
     before, after = (sum(getattr(width, name) for width in widths) for name in ("before", "after"))
-    return (f"pruned: {before - after} of {before} channels are gone",)
+    why = "" if after < before else ": no chunk of round_to channels that may go is within what was asked for"
+    return (f"pruned: {before - after} of {before} channels are gone{why}",)
 
 
 def _first(coupling: Coupling) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,19 +64,22 @@ class Wanted:
         given = [x for x in (self.amount, self.threshold, self.budget) if x is not None]
         if len(given) != 1:
             raise RmfxError(f"give one of amount, threshold and budget, got {len(given)} of them")
+        for name, value in (("amount", self.amount), ("threshold", self.threshold)):
+            if value is not None and not _is_number(value):
+                raise RmfxError(f"{name} must be a number, got {value!r}")
         if self.amount is not None and not 0 <= self.amount < 1:
             raise RmfxError(f"amount is a part of all channels, from 0 to less than 1, got {self.amount}")
         if self.budget is not None and not _is_budget(self.budget):
             raise RmfxError(
                 "budget must be {'macs': part}, a part above 0 and up to 1, or {'latency_ms': number, 'target': "
-                f"'onnxruntime'}}, got {dict(self.budget)}"
+                f"'onnxruntime'}}, got {self.budget!r}"
             )
         if self.scope not in ("global", "layer"):
             raise RmfxError(f"scope must be 'global' or 'layer', got {self.scope!r}")
         if self.scope == "layer" and self.amount is None:
             raise RmfxError("scope='layer' is for amount: of every layer so much")
-        if self.round_to < 1:
-            raise RmfxError(f"round_to must be at least 1, got {self.round_to}")
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise RmfxError(f"round_to must be at least 1, and a whole number, got {self.round_to!r}")
 
     def removal(self, network: Ranked, latency: Latency) -> Removal:
         """What goes from ``network``.
@@ -161,7 +165,13 @@ class Wanted:
             reckoned = found
 
 
-def _is_budget(budget: Mapping[str, Any]) -> bool:
+def _is_budget(budget: object) -> bool:
+    if not isinstance(budget, Mapping):
+        return False
     if set(budget) == {"macs"}:
-        return 0 < budget["macs"] <= 1
-    return set(budget) == {"latency_ms", "target"} and budget["latency_ms"] > 0
+        return _is_number(budget["macs"]) and 0 < budget["macs"] <= 1
+    return set(budget) == {"latency_ms", "target"} and _is_number(budget["latency_ms"]) and budget["latency_ms"] > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
