@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from rmfx import account
 from rmfx.algebra.carrier import SHIFT_BITS
 from rmfx.collector import uncollected
-from rmfx.errors import TraceError
+from rmfx.errors import PlanError, TraceError
 from rmfx.inputs import without_absent
 from rmfx.measure.target import Target
 from rmfx.options import Options, Policy
@@ -272,5 +272,7 @@ def apply_plan(
     >>> type(apply_plan(plan, resnet20().eval(), x)).__name__
     'ResNet'
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"apply_plan takes a plan, of make_plan or Plan.load, got {plan!r}")
     options = Options(plan, value_ranges=dict(value_ranges or {}), target=plan.target)
     return rewrite(model, *without_absent(model, example_inputs, {}), options, verify)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import operator
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import build
 from oracle import assert_equivalent
 from torch import Tensor, nn
 
@@ -327,3 +329,31 @@ def test_bad_requests_say_what_to_do() -> None:
         rmfx.convert(model, x, policy="auto", max_growth=1.0)
     with pytest.raises(RmfxError, match="measure must be"):
         rmfx.convert(model, x, policy="auto", measure=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"node": ["add"]}, r"node is \['add'\]"),
+        ({"before_ms": "1"}, "before_ms is '1'"),
+        ({"variant": [1]}, r"variant is \[1\]"),
+        ({"applied": "no"}, "applied is 'no'"),
+    ],
+)
+def test_a_plan_of_other_types_is_no_plan(changes: dict[str, object], told: str) -> None:
+    plan = Plan(Target("eager"), ((1, 3, 8, 8),), (Choice("remove_residual", "add", "", True),))
+    data = json.loads(plan.to_json())
+    data["choices"][0] |= changes
+    with pytest.raises(PlanError, match=told):
+        Plan.from_json(json.dumps(data))
+
+
+def test_only_plans_with_options_that_exist_are_applied() -> None:
+    model, x = build("basic_identity")
+    for other in ("plan.json", None):
+        with pytest.raises(PlanError, match="apply_plan takes a plan"):
+            rmfx.apply_plan(other, model, x)  # type: ignore[arg-type]
+    [entry] = rmfx.explain(model, x).entries
+    bogus = Choice("remove_residual", entry.node, entry.place, True, {"carrier": "bogus"})
+    with pytest.raises(PlanError, match="a bad option, at add: carrier must be one of .*, got 'bogus'"):
+        rmfx.apply_plan(Plan(Target("eager"), choices=(bogus,)), model, x)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx
 
-from rmfx.errors import PlanError
+from rmfx.errors import PlanError, RmfxError
 from rmfx.graph.rule import PassResult, Price, Refused, Rule
+from rmfx.options import Options
 from rmfx.plan.value import Choice, Plan
 
 ALWAYS = frozenset({"fold_norm"})  # what folds is never dearer, so plans do not speak of it
@@ -27,6 +28,9 @@ def options_of(rule: Rule[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value != defaults.get(name, MISSING)}
 
 
+_OPTIONS = {"carrier", "downsample", "fuse", "shift_bits"}  # of rules, that a conversion has by the same names
+
+
 class Follower:
     """A plan as what :func:`rmfx.graph.pipeline.run_passes` asks: ``veto`` and ``tune``."""
 
@@ -42,11 +46,15 @@ class Follower:
         if choice is None or not choice.variant:
             return rule
         try:
-            return replace(rule, **choice.variant)  # type: ignore[type-var]
+            tuned = replace(rule, **choice.variant)  # type: ignore[type-var]
+            Options(**{name: value for name, value in choice.variant.items() if name in _OPTIONS})
+        except RmfxError as problem:
+            raise PlanError(f"the plan gives {rule.name} a bad option, at {choice.node}: {problem}") from problem
         except TypeError as problem:
             raise PlanError(
                 f"the plan gives {rule.name} options it does not have, at {choice.node}: {problem}"
             ) from problem
+        return tuned
 
     def veto(self, node: fx.Node, plan: object, price: Price) -> str | None:
         """An objection where the plan leaves the place as it is."""

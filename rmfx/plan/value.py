@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,24 @@ from rmfx.files.atomic import replacing
 from rmfx.measure.target import Target
 
 VERSION = 1
+_NUMBER = (int, float, type(None))
+_CHOICE = {
+    **{"rule": str, "node": str, "place": str, "applied": bool, "variant": Mapping},
+    **{"before_ms": _NUMBER, "after_ms": _NUMBER, "measured": bool},
+}
+_PLAN = {"channels_last": bool, "in_place": bool, "original": bool}
+
+
+def _typed(values: Mapping[str, Any], types: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``values``, of the ``types`` that their names stand for.
+
+    Raises:
+        TypeError: when one is not.
+    """
+    for name, value in values.items():
+        if name in types and not isinstance(value, types[name]):
+            raise TypeError(f"{name} is {value!r}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -106,9 +125,10 @@ class Plan:
                 **{
                     **data,
                     "target": Target(**data["target"]),
-                    "shapes": tuple(tuple(shape) for shape in data["shapes"]),
-                    "choices": tuple(Choice(**choice) for choice in data["choices"]),
-                    "notes": tuple(data["notes"]),
+                    "shapes": tuple(tuple(map(operator.index, shape)) for shape in data["shapes"]),
+                    "choices": tuple(Choice(**_typed(choice, _CHOICE)) for choice in data["choices"]),
+                    "notes": tuple(map(str, data["notes"])),
+                    **_typed({name: data[name] for name in _PLAN}, _PLAN),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
