@@ -219,6 +219,11 @@ def test_strict_leaves_with_3_when_a_sum_is_refused(rmfx_command: Runner, nets: 
         (("explain", "mine.py:net", "--carrier", "pigeon"), "pigeon"),
         (("explain", "mine.py:net", "--size", 9, "--policy", "layer9"), "policy names 'layer9'"),
         (("demo", "-o", "nowhere"), "the folder does not exist"),
+        (("convert", "mine.py:net", "x.rmfx", "--plan", "p", "--carrier", "auto"), "leave out --carrier"),
+        (
+            ("convert", "mine.py:net", "x.rmfx", "--plan", "p", "--policy", "none", "--target", "eager"),
+            "--policy, --ta",
+        ),
         (("expalin", "mine.py:net"), "expalin"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",

@@ -21,8 +21,15 @@ from rmfx.cli.outcome import (
 from rmfx.cli.source import example_for, open_model, shape_of
 from rmfx.errors import RmfxError
 
+# What a plan decides. Names are those of the parameters below.
+_DECIDED = (
+    *("policy", "runs_on", "threads", "measure", "carrier", "downsample", "fuse"),
+    *("max_growth", "keep_bn", "concat", "drop_dead_channels", "shift_bits"),
+)
+
 
 def convert(
+    context: typer.Context,
     model: options.Model,
     target: Annotated[
         Path | None, typer.Argument(metavar="[OUTPUT]", help="Where to write: FILE.rmfx or FILE.onnx.")
@@ -55,6 +62,8 @@ def convert(
     """Remove the residual connections, verify the result in float64, and write it to a file."""
     output = one_output(target, output)
     check_output(output, (".rmfx", ".onnx"))
+    if plan is not None:
+        _demand_alone(context)
     chosen = options.model_options(weights, pretrained, size, input_shape, batch, dtype, seed)
     source = open_model(model, chosen)
     example = example_for(source, chosen)
@@ -94,3 +103,14 @@ def convert(
         tell_written(output, source.signature)
     leave_if_partial(report)
     leave_if_refused(report, strict)
+
+
+def _demand_alone(context: typer.Context) -> None:
+    """Refuse what ``--plan`` would silently overrule."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in _DECIDED and getattr(context.get_parameter_source(parameter.name), "name", "") != "DEFAULT"
+    ]
+    if given:
+        raise typer.BadParameter(f"--plan decides that already: leave out {', '.join(given)}")
