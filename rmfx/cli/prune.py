@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,6 +77,9 @@ def prune(
     batch of the rounds: accelerate launch -m rmfx prune ...
     """
     check_output(output, (".rmfx",))
+    if rounds and (macs is None or (latency, lower) != (None, False)):
+        raise typer.BadParameter("--rounds go with --macs PART, and with none of the other goals or --lower")
+    _demand_goal(macs, amount, threshold, latency, layerwise)
     source = learning.open_named(data, data_root)
     network = learning.network_for(model, source, weights, seed)
     check_fits(network, source)
@@ -83,10 +87,7 @@ def prune(
         with console.step(f"converting {model}"), without_warning():
             network = _converted(network, source, batch, images, seed)
     if rounds:
-        if macs is None or (amount, threshold, latency, layerwise, lower) != (None, None, None, False, False):
-            raise typer.BadParameter(
-                "--rounds go with --macs PART, and with none of the other measures, --layerwise or --lower"
-            )
+        assert macs is not None
         recipe = Recipe(epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed)
         asked = learning.Asked(model, data, output.with_name(f"{output.stem}-rounds"), recipe, device)
         with learning.processes(asked) as speaks, learning.progress() as on_step:
@@ -135,6 +136,20 @@ def prune(
         )
     rmfx.save(pruned.network, output)
     _tell(output, pruned.to_dict(), str(pruned), json)
+
+
+def _demand_goal(
+    macs: float | None, amount: float | None, threshold: float | None, latency: float | None, layerwise: bool
+) -> None:
+    """Refuse what cannot be reached before anything is converted."""
+    if sum(goal is not None for goal in (amount, threshold, latency if macs is None else macs)) != 1:
+        raise typer.BadParameter("give one goal: --macs and --latency-ms, alone or together, --amount, or --threshold")
+    if (macs is not None and not 0 < macs <= 1) or (amount is not None and not 0 <= amount < 1):
+        raise typer.BadParameter("--macs is above 0 and up to 1, --amount from 0 to less than 1")
+    if latency is not None and not 0 < latency < math.inf:
+        raise typer.BadParameter(f"--latency-ms is above 0, got {latency}")
+    if layerwise and amount is None:
+        raise typer.BadParameter("--layerwise is for --amount: of every layer so much")
 
 
 def _converted(network: nn.Module, data: Data, batch: int, images: int, seed: int) -> nn.Module:
