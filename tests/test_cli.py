@@ -187,6 +187,10 @@ def test_verify_leaves_with_1_when_networks_differ(rmfx_command: Runner, nets: P
     assert done.code == 1
     assert done.err.startswith("error: ")
     assert "Traceback" not in done.err
+    told = rmfx_command("verify", "mine.py:net", "other.rmfx", "--size", 9, "--json")
+    assert (told.code, told.err) == (1, done.err)
+    assert json.loads(told.out)["verification"] is None
+    assert f"error: {json.loads(told.out)['difference']}\n" == done.err
 
 
 def test_strict_leaves_with_3_when_a_sum_is_refused(rmfx_command: Runner, nets: Path) -> None:

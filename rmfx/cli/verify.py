@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import rmfx
 from rmfx.cli import console, options
 from rmfx.cli.source import example_for, is_saved, open_model
-from rmfx.errors import RuntimeUnavailableError
+from rmfx.errors import RuntimeUnavailableError, VerificationError
 
 
 def verify(
@@ -48,9 +48,14 @@ def verify(
     example = example_for(second if is_saved(original) and not is_saved(converted) else first, chosen)
     networks = (first.network.to(device), second.network.to(device))
     example = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), example)
-    with console.step(f"comparing {original} and {converted}"):
-        verification = rmfx.verify(*networks, example, seed=seed, probe=probe)
     found: dict[str, Any] = {"original": original, "converted": converted}
+    try:
+        with console.step(f"comparing {original} and {converted}"):
+            verification = rmfx.verify(*networks, example, seed=seed, probe=probe)
+    except VerificationError as error:
+        if json:
+            console.out_json({**found, "verification": None, "difference": str(error)})
+        raise
     found["verification"] = dataclasses.asdict(verification)
     lines = [str(verification)]
     if gaps:
