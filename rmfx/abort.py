@@ -15,6 +15,10 @@ INTERRUPTED = 130
 _COMMANDS = ("rmfx", "rmfx.exe", "-m")  # the last while `python -m rmfx` looks for its module
 
 
+class Terminated(SystemExit):
+    """SIGTERM on its way out, which is not the ``sys.exit`` of a user's code."""
+
+
 def leave(number: int, frame: object) -> None:
     """Say that the command was interrupted, and leave at once."""
     os.write(2, b"error: interrupted\n")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import rmfx.models
+from rmfx.abort import Terminated
 from rmfx.errors import ModelNameError, RmfxError
 from rmfx.vision import import_timm, import_torchvision
 from rmfx.weights import load_weights
@@ -226,9 +227,9 @@ def _from_file(path: Path, factory: str) -> nn.Module:
         try:
             made = _look_up(path, factory)
             model = made if isinstance(made, nn.Module) else made()
-        except RmfxError:
+        except (RmfxError, Terminated):
             raise
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise ModelNameError(f"{path}:{factory} raised {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelNameError(f"{path}:{factory} gave {type(model).__name__}: it must give a torch.nn.Module")
@@ -291,5 +292,5 @@ def _is_factory(name: str) -> bool:
     return all(p.default is not p.empty for p in signature.parameters.values())
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

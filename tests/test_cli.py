@@ -20,6 +20,7 @@ import rmfx
 from rmfx import cli, zoo
 from rmfx.cli import console, options
 from rmfx.errors import (
+    DivergedError,
     ExportError,
     FileFormatError,
     ModelNameError,
@@ -58,6 +59,9 @@ def refusing():
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
+
+def leaving():
+    raise SystemExit(7)
 
 def untraceable():
     return nn.Sequential(nn.Conv2d(3, 4, 3), Branching())
@@ -223,6 +227,7 @@ def test_strict_leaves_with_3_when_a_sum_is_refused(rmfx_command: Runner, nets: 
         (("explain", "mine.py:net", "--carrier", "pigeon"), "pigeon"),
         (("explain", "mine.py:net", "--size", 9, "--policy", "layer9"), "policy names 'layer9'"),
         (("demo", "-o", "nowhere"), "the folder does not exist"),
+        (("explain", "mine.py:leaving", "--size", 9), "mine.py:leaving raised SystemExit: 7"),
         (("convert", "mine.py:net", "x.rmfx", "--plan", "p", "--carrier", "auto"), "leave out --carrier"),
         (
             ("convert", "mine.py:net", "x.rmfx", "--plan", "p", "--policy", "none", "--target", "eager"),
@@ -255,6 +260,7 @@ def test_bad_requests_leave_with_2_and_one_message(
     ("error", "code"),
     [
         (VerificationError, 1),
+        (DivergedError, 1),
         (ExportError, 1),
         (NotPlainError, 1),
         (NormalFormError, 1),

@@ -2,7 +2,8 @@
 
 Exit codes:
     0  done
-    1  the result is wrong or could not be made: a verification failed, an ONNX file differs, a bug in rmfx
+    1  the result is wrong or could not be made: a verification failed, an ONNX file differs, a training diverged,
+       a bug in rmfx
     2  the request cannot be carried out as written: usage, unknown or unsupported model, a file that cannot be read
        or written, inactive device
     3  done, but with ``--strict`` and some residual sums refused
@@ -36,11 +37,19 @@ from rmfx.cli.prune import prune
 from rmfx.cli.quantise import quantise
 from rmfx.cli.train import train
 from rmfx.cli.verify import verify
-from rmfx.errors import ExportError, InexactError, NormalFormError, NotPlainError, RmfxError, VerificationError
+from rmfx.errors import (
+    DivergedError,
+    ExportError,
+    InexactError,
+    NormalFormError,
+    NotPlainError,
+    RmfxError,
+    VerificationError,
+)
 
 _FAILED, _BAD_REQUEST, _TERMINATED = 1, 2, 128 + signal.SIGTERM
 _LEAVING = {abort.INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
-_FAILURES = (ExportError, InexactError, NormalFormError, NotPlainError, VerificationError)
+_FAILURES = (DivergedError, ExportError, InexactError, NormalFormError, NotPlainError, VerificationError)
 
 _HELP = """Remove the residual connections of a PyTorch network, exactly.
 
@@ -107,7 +116,7 @@ def _leaving_cleanly() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    sys.exit(_TERMINATED)
+    raise abort.Terminated(_TERMINATED)
 
 
 # A signal that somebody else handles, or that nohup ignores, stays theirs.
