@@ -77,8 +77,10 @@ def prune(
     batch of the rounds: accelerate launch -m rmfx prune ...
     """
     check_output(output, (".rmfx",))
-    if rounds and (macs is None or (latency, lower) != (None, False)):
-        raise typer.BadParameter("--rounds go with --macs PART, and with none of the other goals or --lower")
+    if rounds and (macs is None or (amount, threshold, latency, layerwise, lower) != (None, None, None, False, False)):
+        raise typer.BadParameter(
+            "--rounds go with --macs PART, and with none of the other measures, --layerwise or --lower"
+        )
     _demand_goal(macs, amount, threshold, latency, layerwise)
     source = learning.open_named(data, data_root)
     network = learning.network_for(model, source, weights, seed)
