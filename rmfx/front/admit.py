@@ -88,7 +88,7 @@ def _check_tensors(model: nn.Module, allow_meta: bool) -> None:
     for name, tensor in _named_tensors(model):
         if is_lazy(tensor):
             raise UnsupportedModelError(f"{name} is lazy and has no shape yet: run the model on one batch first")
-        if tensor.is_inference():
+        if tensor.is_inference() and not isinstance(model, fx.GraphModule):  # whose writes stand in its graph
             raise UnsupportedModelError(
                 f"{name} was made under torch.inference_mode(), which lets nobody follow writes into it: build or load "
                 "the model outside of it (its use may stay inside), or convert copy.deepcopy(model)"

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from rmfx.front.arithmetic import Arithmetic
 from rmfx.front.channels import Channels, drop_expansion
+from rmfx.front.choices import spell_choice
 from rmfx.front.composites import Composites
 from rmfx.front.crops import spell_crop
 from rmfx.front.einsum import spell_einsum
@@ -54,6 +55,7 @@ class Sweep:
         moved = moved or spell_feature_norm(node, self.installer, self.kinds)
         moved = moved or spell_einsum(node, self.installer, self.kinds, self.constant)
         moved = moved or spell_masked(node, self.installer, self.kinds, self.constant)
+        moved = moved or spell_choice(node, self.installer, self.kinds)
         if not (moved or self.grouped.rewrite(node)):
             self._layer(node)
             self.arithmetic.rewrite(node)

@@ -120,7 +120,7 @@ class _Held:
         return getattr(self.module, self.name, None)
 
     def changed(self) -> bool:
-        return self.current is not self.value or self.value._version != self.version
+        return self.current is not self.value or _version(self.value) != self.version
 
 
 def _held_tensors(model: nn.Module) -> Iterator[_Held]:
@@ -128,7 +128,11 @@ def _held_tensors(model: nn.Module) -> Iterator[_Held]:
         for table in (vars(module), module._parameters, module._buffers):
             for name, value in table.items():
                 if isinstance(value, Tensor):
-                    yield _Held(module, name, f"{prefix}.{name}" if prefix else name, value, value._version)
+                    yield _Held(module, name, f"{prefix}.{name}" if prefix else name, value, _version(value))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _culprit(error: Exception, model: nn.Module) -> str:
