@@ -98,8 +98,9 @@ def test_a_module_is_read_like_inline_code() -> None:
 
 
 def test_no_gate() -> None:
-    square = Net(lambda m, x: (lambda y: y * y)(m.a(x)), **C)
-    assert read_gate(product(square)) == "the product is not one of two different tensors"
+    square = Net(lambda m, x: m.a(x * x), **C)
+    mixed = Net(lambda m, x: (lambda y: y * y)(x.to(torch.int64)), **C)  # a square of floats is an activation
+    assert read_gate(product(mixed)) == "the product is not one of two different tensors"
     assert read_gate(square.nodes["a_0"]) == "the product is not one of two different tensors"
 
 

@@ -94,7 +94,7 @@ def test_train_then_finetune_then_convert(command: Command) -> None:
     code, out, err = command("train", *ARGUMENTS, "--epochs", 2, "-o", "a/run")
     assert code == 0, err
     assert "test accuracy after 2 epochs: " in out and "with averaged weights\nwrote a/run/model.safetensors\n" in out
-    assert err.startswith("training ...\nepoch 1: loss ")
+    assert "training ...\nepoch 1: loss " in err  # a slow machine says before that it opens the data
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 2
 
     tuning = ("finetune", "net.py:net", "--weights", "a/run/model.safetensors", "--data", "digits", "--epochs", 1)

@@ -87,6 +87,11 @@ def test_float64_is_rounded_to_float32_when_asked(tmp_path: Path) -> None:
     assert types(path) == ({TensorProto.FLOAT}, {TensorProto.FLOAT})
 
 
+def test_a_network_in_bfloat16_is_written_as_it_is(tmp_path: Path) -> None:
+    path = rmfx.export(small().bfloat16(), tmp_path / "net.onnx", X.bfloat16())
+    assert types(path) == ({TensorProto.BFLOAT16}, {TensorProto.BFLOAT16})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_file_that_came_from_onnx_keeps_its_names(precision: str, tmp_path: Path) -> None:

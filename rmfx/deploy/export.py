@@ -78,6 +78,8 @@ def export(
     _demand_eval(converted)
     inputs = _as_tuple(example_inputs)
     _demand_known(precision, io)
+    if precision is None and {p.dtype for p in converted.parameters() if p.is_floating_point()} == {torch.bfloat16}:
+        precision, io = "bf16", "half"  # of which onnxruntime has neither the default opset nor, on the CPU, arithmetic
     if check:
         runtime.require(device)
     model = None if like is None else read_signature(like)
