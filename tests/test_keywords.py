@@ -16,17 +16,17 @@ from rmfx.front.keywords import spell_keywords
 # Called with NumPy's names, and what that is in normal form; numbers that follow from sizes would be wrong.
 CALLS: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
     "cat": (lambda y: (z := torch.cat([y, y[:, :2]], axis=1)) * z.shape[1], ["ChannelSlice", "cat", "ChannelAffine"]),
-    "stack": (lambda y: torch.stack([y, y.abs()], axis=1).sum(0), ["abs", "stack", "sum"]),
-    "sum of a stack": (lambda y: torch.stack([y, y.abs()], axis=1).sum(axis=1), ["abs", "add"]),
-    "a kept axis": (lambda y: torch.stack([y, y.abs()]).sum(axis=0, keepdims=True), ["abs", "stack", "sum"]),
+    "stack": (lambda y: torch.stack([y, y.abs()], axis=1).sum(0), ["Elementwise", "stack", "sum"]),
+    "sum of a stack": (lambda y: torch.stack([y, y.abs()], axis=1).sum(axis=1), ["Elementwise", "add"]),
+    "a kept axis": (lambda y: torch.stack([y, y.abs()]).sum(axis=0, keepdims=True), ["Elementwise", "stack", "sum"]),
     "chunk": (lambda y: y.chunk(2, axis=1)[1].relu(), ["ChannelSlice", "ReLU"]),
     "narrow": (lambda y: torch.narrow(y, axis=1, start=1, length=2), ["ChannelSlice"]),
     "mean": (lambda y: y.mean(axis=(2, 3), keepdims=True), ["AdaptiveAvgPool2d"]),
     "unsqueeze": (lambda y: (z := y.unsqueeze(axis=1)) * z.shape[2], ["unsqueeze", "ChannelAffine"]),
     "a size": (lambda y: y * y.size(axis=1), ["ChannelAffine"]),
-    "add": (lambda y: torch.add(x1=y, x2=y.abs()), ["abs", "add"]),
-    "sub": (lambda y: y.sub(x2=y.abs()), ["abs", "ChannelAffine", "add"]),
-    "mul": (lambda y: torch.mul(a=y, x2=y.abs()), ["abs", "mul"]),
+    "add": (lambda y: torch.add(x1=y, x2=y.abs()), ["Elementwise", "add"]),
+    "sub": (lambda y: y.sub(x2=y.abs()), ["Elementwise", "ChannelAffine", "add"]),
+    "mul": (lambda y: torch.mul(a=y, x2=y.abs()), ["Elementwise", "mul"]),
     "a layer": (lambda y: torch.sigmoid(x=y), ["Sigmoid"]),
     "in place": (lambda y: torch.relu_(x=y) + y, ["ReLU", "add"]),
 }
