@@ -90,7 +90,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         C | {"pool": lambda: nn.AdaptiveAvgPool2d(1)},
         "'add' broadcasts (2, 6, 7, 9) with (2, 6, 1, 1)",
     ),
-    "a square": (lambda m, x: (lambda y: y * y)(m.a(x)) + x, C, "the product is not one of two different tensors"),
     "a constant for every position": (
         lambda m, x: m.a(x) * m.grid + x,
         C | {"grid": lambda: nn.Parameter(torch.randn(1, 6, 7, 9))},
