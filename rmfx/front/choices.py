@@ -65,7 +65,8 @@ def _slope(value: Any, x: Any, installer: Installer) -> float | None:
     if not isinstance(value, fx.Node):
         return 0.0 if type(value) in (int, float) and value == 0 else None
     module = installer.gm.get_submodule(str(value.target)) if value.op == "call_module" else None
-    scalar = isinstance(module, ChannelAffine) and module.weight.dim() == 0 and module.bias is None
-    if not scalar or value.all_input_nodes != [x] or module.weight.is_meta or isinstance(module.weight, nn.Parameter):
-        return None  # a slope that trains goes on training
-    return float(module.weight)
+    if not isinstance(module, ChannelAffine) or value.all_input_nodes != [x]:
+        return None
+    weight = module.weight
+    known = weight.dim() == 0 and module.bias is None and not weight.is_meta
+    return float(weight) if known and not isinstance(weight, nn.Parameter) else None  # what trains goes on training
