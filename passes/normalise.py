@@ -140,10 +140,10 @@ def _is_assert(node: fx.Node) -> bool:
 def _is_no_op(gm: fx.GraphModule, node: fx.Node, idle: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
     if node.op == "call_module":
         return isinstance(gm.get_submodule(str(node.target)), idle)
-    return is_eval_dropout(node) or _is_plain_copy(gm, node) or _is_idle_cast(node)
+    return is_eval_dropout(node) or _is_plain_copy(node) or _is_idle_cast(node)
 
 
-def _is_plain_copy(gm: fx.GraphModule, node: fx.Node) -> bool:
+def _is_plain_copy(node: fx.Node) -> bool:
     """Whether the node copies a value of the network: nothing writes any more, so the copy is the tensor."""
     source = _source(node)
     return op_name(node) in _COPIES and source is not None and source.op not in ("placeholder", "get_attr")

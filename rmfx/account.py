@@ -205,13 +205,13 @@ def _parameter_map(gm: fx.GraphModule, before: Before) -> dict[str, tuple[str, .
     """From every name in the user's ``state_dict`` to the tensors that hold it now, whole or folded in."""
     found: dict[str, list[str]] = {name: [] for name in before.owned}
     for node in gm.graph.nodes:
-        for source, target in _moves(gm, node):
+        for source, target in _moves(node):
             if (owner := before.names.get(source)) in found and target not in found[owner]:
                 found[owner].append(target)
     return {owner: tuple(targets) for owner, targets in found.items()}
 
 
-def _moves(gm: fx.GraphModule, node: fx.Node) -> Iterator[tuple[str, str]]:
+def _moves(node: fx.Node) -> Iterator[tuple[str, str]]:
     affine = node.meta.get("affine")
     if affine is not None:
         targets = ("weight", "bias") if affine.has_bias else ("weight",)

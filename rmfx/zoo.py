@@ -252,11 +252,10 @@ def _executed(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ModelNameError(f"{path} is not a Python file")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(sys.modules.pop, name, None)
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        undo.pop_all()  # only a file that could be executed stays
     return module
 
 

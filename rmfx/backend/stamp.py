@@ -80,7 +80,7 @@ class Stamp:
         )
 
     def holds(self, weights: Sequence[Tensor]) -> bool:
-        """Whether ``weights``, as many as there were, are the same and unchanged: 0.5 us for each, without a hash."""
+        """Whether ``weights``, as many as there were, are the same and unchanged."""
         return (
             all(map(operator.is_, weights, self.weights))
             and list(map(Tensor.data_ptr, weights)) == self.addresses

@@ -100,9 +100,10 @@ def verify(
         tried = keeping_promises(pair.exact, tried, (args, kwargs), value_ranges)
     worst, tolerance, compared = 0.0, 0.0, []
     for index, inputs in enumerate(tried):
-        if index and not _takes(pair, inputs):
+        truth = _truth_if_taken(pair, inputs) if index else _truth(pair, inputs)
+        if truth is None:
             continue
-        found = _compare(pair, inputs, seed, () if value_ranges else SMALLER)
+        found = _compare(pair, inputs, truth, seed, () if value_ranges else SMALLER)
         worst, tolerance = max(worst, found.difference), max(tolerance, found.tolerance)
         compared.append(found)
     errors = (0.0, 0.0) if quick else _float32_errors(original, converted, [one.inputs for one in compared])
@@ -120,18 +121,11 @@ class _Compared:
     tolerance: float
 
 
-def _takes(pair: Pair, inputs: Inputs) -> bool:
-    """Whether both networks take inputs of this batch and size."""
-    try:
-        run(pair.exact, inputs, torch.float64)
-    except (RuntimeError, ValueError, AssertionError):
-        return False
-    return not _refuses_size(pair.other, inputs)
-
-
-def _compare(pair: Pair, inputs: Inputs, seed: int, smaller: Sequence[float]) -> _Compared:
+def _compare(pair: Pair, inputs: Inputs, truth: list[Tensor], seed: int, smaller: Sequence[float]) -> _Compared:
     """The comparison on ``inputs``, or on the largest ``smaller`` ones on which rounding does not drown it."""
-    for factor in (1.0, *smaller):
+    if (found := pair.compare(inputs, truth, seed)) is not None:
+        return _Compared(inputs, truth, *found)
+    for factor in smaller:
         scaled = pytree.tree_map(lambda x, factor=factor: x * factor if is_floating(x) else x, inputs)
         truth = _truth(pair, scaled)
         if (found := pair.compare(scaled, truth, seed)) is not None:
@@ -142,7 +136,17 @@ def _compare(pair: Pair, inputs: Inputs, seed: int, smaller: Sequence[float]) ->
     )
 
 
+def _truth_if_taken(pair: Pair, inputs: Inputs) -> list[Tensor] | None:
+    """What the original gives, or ``None`` where inputs of this batch and size are not taken, or tell nothing."""
+    try:
+        truth = run(pair.exact, inputs, torch.float64)
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+    return truth if _is_somewhere_finite(truth) and not _refuses_size(pair.other, inputs) else None
+
+
 def _truth(pair: Pair, inputs: Inputs) -> list[Tensor]:
+    """What the original gives, on inputs that it must take, and of which it must make something finite."""
     try:
         truth = run(pair.exact, inputs, torch.float64)
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -151,13 +155,18 @@ def _truth(pair: Pair, inputs: Inputs) -> list[Tensor]:
             f"the original cannot be run in float64 on inputs of the example's shape ({reason}): "
             "give inputs that it takes, or verify=False where its code is bound to another dtype"
         ) from error
-    if not any(bool(value.isfinite().any()) for value in truth) and any(value.numel() for value in truth):
+    if not _is_somewhere_finite(truth):
         raise UnsupportedModelError(
             "all outputs of the original are infinite or NaN on the inputs that networks are compared on, normal "
             f"numbers with a deviation of {AMPLITUDE:g}: give value_ranges={{input: (low, high)}} between which "
             "they are not, or verify=False"
         )
     return truth
+
+
+def _is_somewhere_finite(outputs: list[Tensor]) -> bool:
+    """Whether one number of ``outputs`` is finite, or there are none."""
+    return any(bool(value.isfinite().any()) for value in outputs) or not any(value.numel() for value in outputs)
 
 
 def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, quick: bool) -> list[Inputs]:
