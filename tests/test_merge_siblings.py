@@ -19,6 +19,12 @@ def two(first: nn.Module, second: nn.Module) -> nn.Module:
     return Lambda(lambda m, x: torch.sigmoid(m.first(x)) * m.second(x), first=first, second=second)
 
 
+def joined(*layers: nn.Module) -> nn.Module:
+    """All on the input, a concat of what they give."""
+    named = dict(zip("abcd", layers, strict=False))
+    return Lambda(lambda m, x: torch.cat([getattr(m, name)(x) for name in named], 1), **named)
+
+
 FIRES = {
     "two": Case(
         lambda: two(conv(4, 6, 3), conv(4, 6, 3)),
@@ -41,33 +47,17 @@ FIRES = {
         "Linear ChannelSlice ChannelSlice Sigmoid mul",
     ),
     "only those alike": Case(
-        lambda: Lambda(
-            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x)), 1),
-            a=conv(4, 3, 3),
-            b=nn.Conv2d(4, 5, 1),
-            c=conv(4, 2, 3),
-        ),
+        lambda: joined(conv(4, 3, 3), nn.Conv2d(4, 5, 1), conv(4, 2, 3)),
         "Conv2d Conv2d Conv2d cat",
         "Conv2d ChannelSlice ChannelSlice Conv2d cat",
     ),
     "before one that is not": Case(
-        lambda: Lambda(
-            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x)), 1),
-            a=conv(4, 3, 3),
-            b=conv(4, 2, 3),
-            c=nn.Conv2d(4, 5, 1),
-        ),
+        lambda: joined(conv(4, 3, 3), conv(4, 2, 3), nn.Conv2d(4, 5, 1)),
         "Conv2d Conv2d Conv2d cat",
         "Conv2d ChannelSlice ChannelSlice Conv2d cat",
     ),
     "two pairs": Case(
-        lambda: Lambda(
-            lambda m, x: torch.cat((m.a(x), m.b(x), m.c(x), m.d(x)), 1),
-            a=conv(4, 3, 3),
-            b=nn.Conv2d(4, 5, 1),
-            c=nn.Conv2d(4, 1, 1),
-            d=conv(4, 2, 3),
-        ),
+        lambda: joined(conv(4, 3, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 1, 1), conv(4, 2, 3)),
         "Conv2d Conv2d Conv2d Conv2d cat",
         "Conv2d ChannelSlice ChannelSlice Conv2d ChannelSlice ChannelSlice cat",
     ),

@@ -123,15 +123,11 @@ def _of_function(node: fx.Node, found: Mapping[fx.Node, Tensor], unknown: Tensor
     if node.target is torch.cat:
         parts = [found[part] for part in parts_of(node)]
         return torch.cat(parts) if sum(map(len, parts)) == len(unknown) else unknown
-    operands = [found.get(arg) if isinstance(arg, fx.Node) else _number(arg) for arg in node.args]
+    operands = [found.get(arg) for arg in node.args if isinstance(arg, fx.Node)]  # numbers are layers
     terms = [x for x in operands if x is not None and x.shape in (torch.Size(), unknown.shape)]
     if len(terms) != 2:
         return unknown  # one operand is no channels, or is spread over all of them
     return terms[0] + terms[1] if is_sum(node) else terms[0] * terms[1]
-
-
-def _number(argument: object) -> Tensor | None:
-    return torch.tensor(float(argument), dtype=torch.float64) if isinstance(argument, (int, float)) else None
 
 
 def _activated(module: nn.Module, axis: int, x: Tensor, node: fx.Node) -> Tensor:
