@@ -15,11 +15,11 @@ that their remaining weights allow.
 
 Conditions:
 
-1. ``L1`` to ``Ln`` are convolutions or linear layers with one reader; between them stand activations, batch norms, and
-   gates that are computed from other channels than the carried ones;
-2. ``psi`` is the identity: slope 1, no bounds, not masked, a factor of exactly 1, a batch norm with ``w = sqrt(var +
-   eps), b = mean`` to the rounding of ``w`` (equation 2), or a range of values on which the activation is; or it acts
-   on ``v`` and ``-v``, with ``phi(v) - phi(-v) = k v``, and ``M`` reads their difference;
+1. ``L1`` to ``Ln`` are convolutions or linear layers with one reader; between them stand activations, batch norms,
+   gates that are computed from other channels than the carried ones, and sums with what comes from elsewhere;
+2. ``psi`` is the identity: slope 1, no bounds, not masked, a factor of exactly 1, a term of exactly 0, a batch norm
+   with ``w = sqrt(var + eps), b = mean`` to the rounding of ``w`` (equation 2), or a range of values on which the
+   activation is; or it acts on ``v`` and ``-v``, with ``phi(v) - phi(-v) = k v``, and ``M`` reads their difference;
 3. each layer between carries by Dirac filters: one tap, at offset 0, without bias, of a map that keeps sizes but for
    its stride; its weight is exactly 1, or another power of two where two codings meet;
 4. MACs fall, or parameters do at the same MACs;
@@ -133,7 +133,7 @@ def _layer(layer: Layer, source: fx.Node, before: fx.Node, name: str, editor: Ed
 
 
 def _multiply(plan: Lowering, gate: Gate, product: fx.Node, source: fx.Node, editor: Editor) -> fx.Node:
-    """The product with a narrower gate, whose side path moves in front of the last layer."""
+    """The product with a narrower gate (or the sum), whose side path moves in front of the last layer."""
     last, (data, factor) = plan.run.last, _operands(product, gate)
     for old in gate.side:
         old.replace_input_with(data, source)
@@ -144,7 +144,7 @@ def _multiply(plan: Lowering, gate: Gate, product: fx.Node, source: fx.Node, edi
         new = _insert(plan.layers[old], old, old.all_input_nodes[0], last, editor)
         factor = new if old is factor else factor
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not product)
-    return _join(operator.mul, source, factor, product, last, editor)
+    return _join(product.target, source, factor, product, last, editor)  # type: ignore[arg-type]
 
 
 def _operands(product: fx.Node, gate: Gate) -> tuple[fx.Node, fx.Node]:

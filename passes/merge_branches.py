@@ -28,7 +28,7 @@ from rmfx.errors import InexactError
 from rmfx.graph.facts import shape_of
 from rmfx.graph.region import Region, find_region, is_residual
 from rmfx.graph.rule import Price, Refusal, Rule
-from rmfx.layout.joins import JoinPlan, carry_out, check_operands, join_plan
+from rmfx.layout.joins import JoinPlan, carry_out, check_dims, join_plan
 from rmfx.layout.merging import merged
 from rmfx.layout.problem import NewLayer, Solution
 from rmfx.layout.reading import read_region
@@ -50,7 +50,7 @@ class MergeBranches(Rule[Region, JoinPlan]):
         return region if isinstance(region, Region) and region.linear else None
 
     def check(self, match: Region) -> JoinPlan | Refusal:
-        if (reason := check_operands(match)) is not None:
+        if (reason := check_dims(match)) is not None:
             return Refusal(match.join, reason)
         dims = match.dims
         assert dims is not None

@@ -13,8 +13,8 @@ activation, and nested sums are the same form with other blocks (:mod:`rmfx.layo
 
 Conditions:
 
-1. between the fork and the join stand linear and pointwise layers, sums, concats, slices, gates and pools, and nothing
-   else reads any of them (:mod:`rmfx.graph.region`);
+1. between the fork and the join stand linear and pointwise layers, sums, concats, slices, gates and pools, nothing else
+   reads any of them, and what does not depend on the fork only multiplies or is added (:mod:`rmfx.graph.region`);
 2. no sum broadcasts;
 3. some schedule of steps satisfies the conditions of :mod:`rmfx.layout.draft`.
 
@@ -36,7 +36,7 @@ from rmfx.errors import InexactError
 from rmfx.graph.facts import rank_of
 from rmfx.graph.region import Region, find_region, is_concat, is_residual
 from rmfx.graph.rule import Price, Refusal, Rule
-from rmfx.layout.joins import JoinPlan, carry_out, check_operands, join_plan
+from rmfx.layout.joins import JoinPlan, carry_out, check_dims, join_plan
 from rmfx.layout.problem import NewLayer, Solution, Wish
 from rmfx.layout.reading import read_region
 from rmfx.layout.solve import solve
@@ -90,7 +90,7 @@ class RemoveResidual(Rule[Region | Refusal, JoinPlan]):
     def check(self, match: Region | Refusal) -> JoinPlan | Refusal:
         if isinstance(match, Refusal):
             return match
-        if (reason := check_operands(match)) is not None:
+        if (reason := check_dims(match)) is not None:
             return Refusal(match.join, reason)
         if self.keep_norms and match.linear:
             return Refusal(match.join, "parallel linear branches stay apart for training: each keeps its own norm")

@@ -109,4 +109,4 @@ def test_the_gate_of_a_region() -> None:
     (gate,) = net.region.gates
     assert isinstance(gate, GatePath)
     (op,) = [op for op in net.problem().ops if op.kind == "gate"]
-    assert op.gate is not None and (op.gate.key, op.gate.channels, op.gate.start) == (gate.product, 6, 0)
+    assert op.gate is not None and (op.gate.key, op.gate.channels, op.gate.start) == (gate.node, 6, 0)

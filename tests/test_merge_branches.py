@@ -113,9 +113,6 @@ REFUSES = {
         two(nn.Conv2d(4, 4, 4, 2, 1), conv(4, 4, 1, 2)),
         reason="the branches have equal sizes at some input sizes only: pass example_inputs",
     ),
-    "a sum that broadcasts": Case(
-        two(nn.Conv2d(4, 4, 8), conv(4, 4)), reason="the sum broadcasts (2, 4, 1, 1) with (2, 4, 8, 8)", sized=True
-    ),
     "channels": Case(two(conv(4, 1), conv(4, 6)), reason="the sum broadcasts 1 and 6 channels"),
     "no statistics": Case(
         two(nn.BatchNorm2d(4, track_running_stats=False), conv(4, 4)),

@@ -71,7 +71,18 @@ def test_a_gate_is_beside_the_region() -> None:
     region = Net(lambda m, x: x + m.se(m.a(x)), se=lambda: SqueezeExcite(6), **C).region
     assert names(region) == ["a_0", "a_1", "mul"]
     (gate,) = region.gates
-    assert gate.product.name == "mul" and [node.name for node in gate.reads] == ["a_1"]
+    assert gate.node.name == "mul" and [node.name for node in gate.reads] == ["a_1"]
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda m, x: m.a(x + m.grid) + x, lambda m, x: m.a(m.grid * x) + x], ids=["added", "multiplied"]
+)
+def test_what_enters_from_outside_is_a_gate(forward: Any) -> None:
+    region = Net(forward, grid=lambda: nn.Parameter(torch.randn(1, 6, 7, 9)), **C).region
+    (gate,) = region.gates
+    assert (gate.data.name, gate.factor.name, gate.outside) == ("x", "grid", True) and region.fork.name == "x"
+    assert region.sums == (region.join,) and not region.linear
+    assert gate.neutral == (0.0 if gate.node.name == "add" else 1.0)
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -80,20 +91,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         C,
         "'relu' inside the branch is also read outside, by output, sigmoid",
     ),
-    "a constant is added": (
-        lambda m, x: m.a(x + m.grid) + x,
-        C | {"grid": lambda: nn.Parameter(torch.randn(1, 6, 7, 9))},
-        "'add' stands on a branch: it joins a constant",
-    ),
     "a sum inside broadcasts": (
         lambda m, x: m.b(m.a(x).relu() + m.pool(x)) + x,
         C | {"pool": lambda: nn.AdaptiveAvgPool2d(1)},
         "'add' broadcasts (2, 6, 7, 9) with (2, 6, 1, 1)",
-    ),
-    "a constant for every position": (
-        lambda m, x: m.a(x) * m.grid + x,
-        C | {"grid": lambda: nn.Parameter(torch.randn(1, 6, 7, 9))},
-        "'mul' stands on a branch: it multiplies by a constant of another shape than channels",
     ),
     "an outer product": (
         lambda m, x: m.rows(m.a(x)) * m.columns(x).sigmoid() + x,

@@ -121,11 +121,11 @@ REFUSES = {
         reason="a layer changes the size in a way that not every branch follows at all input sizes",
     ),
     "a sum that broadcasts": Case(
-        residual(nn.Conv2d(4, 4, 8), nn.ReLU()), reason="the sum broadcasts (2, 4, 1, 1) with (2, 4, 8, 8)", sized=True
+        residual(nn.Conv2d(4, 4, 8), nn.ReLU()), reason="'add' broadcasts (2, 4, 1, 1) with (2, 4, 8, 8)", sized=True
     ),
     "channels that broadcast": Case(
         residual(conv(4, 6), nn.ReLU(), conv(6, 1)),
-        reason="the sum broadcasts (2, 1, 8, 8) with (2, 4, 8, 8)",
+        reason="'add' broadcasts (2, 1, 8, 8) with (2, 4, 8, 8)",
         sized=True,
     ),
     "channels that broadcast, sizes unknown": Case(

@@ -88,10 +88,16 @@ def iresnet(w: Writer, x: str) -> str:
 
 
 def gated(w: Writer, x: str) -> str:
-    """A gate on the branch: inside, behind the last conv, or behind the sum."""
+    """A gate on the branch: inside, behind the last conv, behind the sum, or computed from before the fork."""
     v = branch(w, x, w.channels(x))
     sizes, c = w.sizes(x), w.channels(x)
-    where = w.pick("branch", "branch", "by the fork", "sum", "identity")
+    where = w.pick("branch", "outside", "by the fork", "sum", "identity")
+    if where == "outside":
+        w.features.add("gate from before the fork")
+        fork = closing(w, joined(w, v, x))
+        v = branch(w, fork, c)
+        v = w.fit(lambda: w.pick(gate(w, v, x), joined(w, v, conv(w, x, c, kernels=(1,)))), c, sizes)
+        return closing(w, joined(w, activation(w, v) if w.chance(0.5) else v, fork))
     if where == "by the fork":
         w.features.add("gate computed from the fork")
         return closing(w, joined(w, w.fit(lambda: gate(w, v, x), c, sizes), x))

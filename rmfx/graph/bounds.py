@@ -173,7 +173,7 @@ def _constant(node: fx.Node) -> Bounds:
     value = getattr(node.graph.owning_module.get_submodule(owner), name, None)
     if not isinstance(value, Tensor) or value.is_meta or not value.numel() or value.is_complex():
         return UNKNOWN
-    return Bounds.of((float(value.min()), float(value.max())))
+    return Bounds.of((float(value.detach().min()), float(value.detach().max())))
 
 
 def _linear(node: fx.Node, dims: int, x: Bounds) -> Bounds:

@@ -114,6 +114,12 @@ def is_plain(node: fx.Node) -> bool:
     return bool(node.meta.get("plain_value", False))
 
 
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values ``node`` reads: of ``mask.type_as(x)`` not ``x``."""
+    casts = node.op == "call_method" and node.target == "type_as"
+    return node.all_input_nodes[:1] if casts else node.all_input_nodes
+
+
 def is_dropout(node: fx.Node) -> bool:
     """Whether the node calls a dropout layer (there are some in networks that will train only)."""
     return isinstance(module_of(node), DROPOUTS)

@@ -1,31 +1,61 @@
-"""Products in a graph: which operand is the data, which the gate, and what the gate is computed from."""
+"""What a branch is multiplied by, or what is added to it from outside: which operand is which, and what computes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from rmfx.graph.facts import is_plain, is_product, module_of, shape_of
+from rmfx.graph.facts import is_plain, is_product, is_sum, module_of, shape_of
 
 MOST_NODES = 60  # of the computation of one gate
 
 
 @dataclass(frozen=True)
 class GatePath:
-    """``product = data * factor``, where ``factor`` is computed aside.
+    """``node = data * factor`` or ``node = data + factor``, where ``factor`` is computed aside.
 
     Attributes:
-        product, data, factor: the nodes.
+        node, data, factor: the nodes.
         side: what computes the factor from ``reads``, in graph order; nothing else reads any of it.
-        reads: the tensors that enter it.
+        reads: the tensors of the branch that enter it; none where the factor does not depend on the branch's fork.
     """
 
-    product: fx.Node
+    node: fx.Node
     data: fx.Node
     factor: fx.Node
     side: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
+
+    @property
+    def outside(self) -> bool:
+        """Whether the factor does not depend on the branch's fork."""
+        return not self.side and not self.reads
+
+    @property
+    def neutral(self) -> float:
+        """The factor that changes nothing."""
+        return 0.0 if is_sum(self.node) else 1.0
+
+
+def gate_of(node: fx.Node, inside: Collection[fx.Node] | None = None) -> GatePath | str | None:
+    """The gate of a product, or why it has none; ``None`` for what is neither a product nor a sum with an outside term.
+
+    Args:
+        inside: the tensors that depend on the branch's fork, and the fork; ``None`` where all are taken to.
+    """
+    if inside is not None and (is_product(node) or is_sum(node)) and len(node.all_input_nodes) == 2:
+        own = [operand for operand in node.all_input_nodes if operand in inside]
+        if len(own) == 1:
+            (factor,) = (operand for operand in node.all_input_nodes if operand is not own[0])
+            return GatePath(node, own[0], factor, (), ())
+    if not is_product(node):
+        return None
+    gate = read_gate(node)
+    if isinstance(gate, str) or inside is None:
+        return gate
+    return replace(gate, reads=tuple(read for read in gate.reads if read in inside))
 
 
 def read_gate(product: fx.Node) -> GatePath | str:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from rmfx.algebra.pointwise import is_pointwise
-from rmfx.graph.facts import is_dropout, is_plain, is_product, is_sum, module_of, shape_of
-from rmfx.graph.gates import GatePath, read_gate
+from rmfx.graph.facts import dtype_of, is_dropout, is_plain, is_sum, module_of, shape_of
+from rmfx.graph.gates import GatePath, gate_of
 from rmfx.graph.linear import dims_of, is_linear
 from rmfx.graph.reasons import decisive, why_not
 from rmfx.graph.rule import Refusal
 from rmfx.graph.stages import is_stage
+from rmfx.graph.within import forks
 
 MOST_NODES = 600  # of one region: planning takes time with their number
 
 
 @dataclass(frozen=True)
 class Region:
-    """A fork, a join, and everything between them; nothing else reads any of that, nothing else enters it.
+    """A fork, a join, and everything between them; nothing else reads any of that, and only gates read anything else.
 
     Attributes:
         fork, join: the two ends. The join is a sum or a concat.
         nodes: the operations between them, in graph order, without those that gates are computed by.
-        gates: the products among them.
+        gates: the products among them, and the sums with something that does not depend on the fork.
     """
 
     fork: fx.Node
@@ -36,8 +37,8 @@ class Region:
 
     @property
     def linear(self) -> bool:
-        """Whether no nonlinearity stands between fork and join."""
-        return not any(_is_nonlinear(node) for node in self.nodes)
+        """Whether no nonlinearity stands between fork and join, and nothing enters."""
+        return not self.gates and not any(_is_nonlinear(node) for node in self.nodes)
 
     @property
     def kind(self) -> str:
@@ -75,7 +76,8 @@ class Region:
     @property
     def sums(self) -> tuple[fx.Node, ...]:
         """The residual sums that go with it: those inside, and the join where it is one."""
-        return tuple(node for node in (*self.nodes, self.join) if is_residual(node))
+        stay = {gate.node for gate in self.gates}
+        return tuple(node for node in (*self.nodes, self.join) if node not in stay and is_residual(node))
 
 
 def is_residual(join: fx.Node) -> bool:
@@ -97,25 +99,48 @@ def is_concat(node: fx.Node) -> bool:
 def find_region(join: fx.Node) -> Region | Refusal:
     """The region of a join, or what stands in the way of seeing one.
 
-    Walks up from all operands, always from the latest, until they meet: the cost is the region's size.
+    Everything that is read between fork and join depends on the fork, or else is read by gates.
     """
-    todo = _tensors(join.all_input_nodes)
+    if (reason := _join_obstacle(join)) is not None:
+        return _refusal(join, join, reason)
+    found = _walk(join)
+    if isinstance(found, Region):
+        return found
+    around = [_walk(join, own) for own in forks(join, MOST_NODES)]
+    if regions := [region for region in around if isinstance(region, Region)]:
+        return max(regions, key=lambda region: len(region.nodes))
+    # which knows more where the first walk went too far, or stopped at the same node
+    better = [refusal for refusal in around if found.node in (refusal.node, *_ends(found.node))]
+    return (better or [found])[0]
+
+
+def _ends(node: fx.Node) -> tuple[fx.Node, ...]:
+    return (node,) if node.op in ("placeholder", "get_attr") else ()
+
+
+def _walk(join: fx.Node, own: Collection[fx.Node] | None = None) -> Region | Refusal:
+    """Walks up from all operands, always from the latest, until they meet: the cost is the region's size.
+
+    Args:
+        own: the tensors that depend on the fork, and the fork: what else is read comes from outside. ``None``: all do.
+    """
+    todo = _tensors(join.all_input_nodes, own)
     inside: dict[fx.Node, None] = {join: None}
     gates: list[GatePath] = []
     while len(todo) > 1:
         node = max(todo)
         todo.remove(node)
-        if (reason := obstacle(node, inside)) is not None:
+        gate = gate_of(node, own)
+        reason = obstacle(node, gate, inside) or (_entering(node, own) if gate is None and own is not None else None)
+        if reason is not None:
             return _refusal(join, node, reason)
         inside[node] = None
-        if is_product(node):
-            gate = read_gate(node)
-            assert isinstance(gate, GatePath)
+        if isinstance(gate, GatePath):
             gates.append(gate)
             inside.update(dict.fromkeys(gate.side))
-            todo |= _tensors((gate.data, *gate.reads))
+            todo |= _tensors((gate.data, *gate.reads), own)
         else:
-            todo |= _tensors(node.all_input_nodes)
+            todo |= _tensors(node.all_input_nodes, own)
         if len(inside) > MOST_NODES:
             return Refusal(join, f"more than {MOST_NODES} operations stand between the fork and the join")
     if not todo:
@@ -123,7 +148,7 @@ def find_region(join: fx.Node) -> Region | Refusal:
     (fork,) = todo
     side = {node for gate in gates for node in gate.side}
     nodes = tuple(sorted(node for node in inside if node is not join and node not in side))
-    return Region(fork, join, nodes, tuple(sorted(gates, key=lambda gate: gate.product)))
+    return Region(fork, join, nodes, tuple(sorted(gates, key=lambda gate: gate.node)))
 
 
 def _refusal(join: fx.Node, node: fx.Node, reason: str) -> Refusal:
@@ -144,31 +169,31 @@ def _between(join: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-def _tensors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    return {node for node in nodes if not is_plain(node)}
+def _tensors(nodes: Iterable[fx.Node], own: Collection[fx.Node] | None = None) -> set[fx.Node]:
+    return {node for node in nodes if not is_plain(node) and (own is None or node in own)}
 
 
 def _is_nonlinear(node: fx.Node) -> bool:
     return not (is_linear(node) or is_dropout(node) or is_sum(node) or is_concat(node))
 
 
-def obstacle(node: fx.Node, inside: Iterable[fx.Node]) -> str | None:
+def obstacle(node: fx.Node, gate: GatePath | str | None, inside: Iterable[fx.Node]) -> str | None:
     """Why ``node`` cannot stand between a fork and a join, or ``None`` where it can.
 
     Args:
+        gate: what :func:`rmfx.graph.gates.gate_of` says of it.
         inside: the nodes behind it that are known to be in the region.
     """
     outside = [user for user in node.users if user not in inside and not is_plain(user)]
     if outside:
         readers = ", ".join(sorted(user.name for user in outside))
         return f"{_named(node)} inside the branch is also read outside, by {readers}"
+    if isinstance(gate, str):
+        return f"{_named(node)} stands on a branch: {gate}"
+    if gate is not None:
+        return _gate_obstacle(gate)
     if is_sum(node) or is_concat(node):
         return _join_obstacle(node)
-    if is_product(node):
-        gate = read_gate(node)
-        if isinstance(gate, str):
-            return f"{_named(node)} stands on a branch: {gate}"
-        return _gate_obstacle(gate)
     module = module_of(node)
     known = module is not None and (is_linear(node) or is_pointwise(module) or is_dropout(node) or is_stage(node))
     if known and len(node.all_input_nodes) == 1:
@@ -185,17 +210,24 @@ def _join_obstacle(node: fx.Node) -> str | None:
     return None
 
 
+def _entering(node: fx.Node, own: Collection[fx.Node]) -> str | None:
+    outside = sorted(source.name for source in node.all_input_nodes if source not in own and not is_plain(source))
+    return f"{_named(node)} reads {', '.join(outside)}, which nothing at the fork computes" if outside else None
+
+
 def _gate_obstacle(gate: GatePath) -> str | None:
-    shape, factor = shape_of(gate.product), shape_of(gate.factor)
-    if gate.factor.op == "get_attr" or gate.data.op == "get_attr":
-        return f"{_named(gate.product)} stands on a branch: it multiplies by a constant of another shape than channels"
+    shape, factor = shape_of(gate.node), shape_of(gate.factor)
+    word = "adds" if is_sum(gate.node) else "multiplies"
+    if not gate.outside and "get_attr" in (gate.factor.op, gate.data.op):
+        return f"{_named(gate.node)} stands on a branch: it multiplies by a constant of another shape than channels"
     if shape is None or factor is None:
-        return (
-            f"{_named(gate.product)} multiplies two tensors: pass example_inputs, their shapes tell which is the gate"
-        )
-    fits = len(shape) == len(factor) >= 2 and shape_of(gate.data) == shape and factor[1] in (1, shape[1])
-    if not fits:
-        return f"{_named(gate.product)} multiplies {tuple(shape)} by {tuple(factor)}, which is no gate on channels"
+        return f"{_named(gate.node)} {word} two tensors: pass example_inputs, their shapes tell which is the gate"
+    if not (len(shape) == len(factor) >= 2 and shape_of(gate.data) == shape and factor[1] in (1, shape[1])):
+        pair = f"{tuple(factor)} to {tuple(shape)}" if word == "adds" else f"{tuple(shape)} by {tuple(factor)}"
+        return f"{_named(gate.node)} {word} {pair}, which is no gate on channels"
+    data_type, type_ = dtype_of(gate.data), dtype_of(gate.factor)
+    if data_type != type_ and type_ is not None and (type_.is_floating_point or type_.is_complex):
+        return f"{_named(gate.node)} {word} tensors of {data_type} and {type_}"
     return None
 
 

@@ -1,11 +1,11 @@
 """Gates over a stack: what they read is picked out of it, what they give is spread over it.
 
-A gate multiplies some channels of the stack and must leave the others as they are: their factor is exactly 1.
+A gate multiplies some channels of the stack and must leave the others as they are: their factor is exactly 1. What is
+added from outside to some channels is exactly 0 for the others.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -61,9 +61,12 @@ def _one_hot(picked: Tensor, channels: int) -> Tensor:
     return weight
 
 
-def emit_gate(path: GatePath, new: NewGate, stack: fx.Node, before: fx.Node, editor: Editor) -> fx.Node:
-    """Put the gate's computation behind ``stack``, reading and multiplying it; returns the product."""
-    dims = new.reads[0].grid.dims
+def emit_gate(path: GatePath, new: NewGate, stack: fx.Node, before: fx.Node, dims: int, editor: Editor) -> fx.Node:
+    """Put the gate's computation behind ``stack``, reading and multiplying it; returns the product (or the sum).
+
+    Args:
+        dims: spatial dimensions of the layers around.
+    """
     for node in path.side:
         before.prepend(node)  # it stays what it is, but reads the stack now
     for read, affine, picks in zip(path.reads, new.reads, new.picks, strict=True):
@@ -71,9 +74,9 @@ def emit_gate(path: GatePath, new: NewGate, stack: fx.Node, before: fx.Node, edi
         _redirect(path, read, affine, stack, early, editor)
     factor = _spread(path, new, stack, dims, before, editor)
     with editor.gm.graph.inserting_before(before):
-        product = editor.gm.graph.call_function(operator.mul, (stack, factor))
+        product = editor.gm.graph.call_function(path.node.target, (stack, factor))  # type: ignore[arg-type]
     product.meta["made"] = True
-    product.meta["place"] = path.product.meta.get("place", "")
+    product.meta["place"] = path.node.meta.get("place", "")
     if (shape := shape_of(stack)) is not None:
         product.meta["shape"] = shape
     return product
@@ -89,7 +92,7 @@ def _redirect(
 ) -> None:
     """Let the side path read its tensor out of the stack; the pools ``early`` go before the picking."""
     readers = [node for node in path.side if read in node.all_input_nodes]
-    place = path.product.meta.get("place", "")
+    place = path.node.meta.get("place", "")
     for node in readers:
         if isinstance(module_of(node), early):
             node.replace_input_with(read, stack)
@@ -108,11 +111,11 @@ def _redirect(
 
 def _spread(path: GatePath, new: NewGate, stack: fx.Node, dims: int, before: fx.Node, editor: Editor) -> fx.Node:
     """The factor over all channels of the stack: spread before the last activation where that can give exactly 1."""
-    (factor,) = (node for node in path.product.all_input_nodes if node is not path.data)  # picked, where it is a pool
-    place = path.product.meta.get("place", "")
+    (factor,) = (node for node in path.node.all_input_nodes if node is not path.data)  # picked, where it is a pool
+    place = path.node.meta.get("place", "")
     activation = module_of(factor)
-    carried = argument_of_one(activation)
-    if path.factor not in path.side:  # a tensor of the region itself
+    carried = argument_of_one(activation) if path.neutral == 1.0 else None
+    if path.factor in path.reads:
         factor = editor.linear(new.reads[0], stack, before, editor.fresh(place, "pick"))
     if (dtype := dtype_of(path.factor)) is not None and not dtype.is_floating_point:  # a mask
         with editor.gm.graph.inserting_before(before):
@@ -121,7 +124,7 @@ def _spread(path: GatePath, new: NewGate, stack: fx.Node, dims: int, before: fx.
         factor.meta.update(place=place, shape=shape_of(mask), dtype=dtype_of(stack))
     if factor is not path.factor or carried is None or len(factor.users) != 1:
         return editor.linear(
-            spread_factor(new.active, new.channels, dims, 1.0), factor, before, editor.fresh(place, "spread")
+            spread_factor(new.active, new.channels, dims, path.neutral), factor, before, editor.fresh(place, "spread")
         )
     (source,) = factor.all_input_nodes
     wide = editor.linear(

@@ -10,7 +10,7 @@ from torch import fx
 
 from rmfx.algebra.affine import Affine
 from rmfx.graph.cost import cost_of
-from rmfx.graph.facts import is_dropout, is_plain, is_sum, shape_of
+from rmfx.graph.facts import is_dropout, is_plain, shape_of
 from rmfx.graph.linear import is_linear, size_dependent
 from rmfx.graph.region import Region
 from rmfx.graph.rule import Price
@@ -78,12 +78,8 @@ def join_plan(region: Region, solution: Solution, dims: int) -> JoinPlan:
     return JoinPlan(region, solution, price, region.kind, shape is not None, conditions, dropouts, covers, sizes)
 
 
-def check_operands(region: Region) -> str | None:
-    """Why the operands of the join are not simply added element by element, or ``None`` where they are."""
-    operands = region.join.all_input_nodes
-    shapes = [shape_of(node) for node in operands]
-    if is_sum(region.join) and len(operands) == 2 and None not in shapes and shapes[0] != shapes[1]:
-        return f"the sum broadcasts {tuple(shapes[0] or ())} with {tuple(shapes[1] or ())}"
+def check_dims(region: Region) -> str | None:
+    """Why the layers of a region say nothing of how to lay it out, or ``None`` where they do."""
     shape, dims = shape_of(region.fork), region.dims
     if dims is None:
         return "no convolution, linear or norm layer stands between the fork and the sum"
@@ -110,12 +106,13 @@ def carry_out(plan: JoinPlan, editor: Editor) -> fx.Node:
     region = plan.region
     node = region.fork
     new: list[fx.Node] = []
-    gates = {gate.product: gate for gate in region.gates}
+    gates = {gate.node: gate for gate in region.gates}
     place = region.join.meta.get("place", "")
     for layer in plan.solution.layers:
         if isinstance(layer, NewGate):
             assert isinstance(layer.key, fx.Node)
-            node = emit_gate(gates[layer.key], layer, node, region.join, editor)
+            assert region.dims is not None
+            node = emit_gate(gates[layer.key], layer, node, region.join, region.dims, editor)
         elif isinstance(layer.map, Affine):
             node = editor.linear(layer.map, node, region.join, layer.name or editor.fresh(place, "carry"))
         else:

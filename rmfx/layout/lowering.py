@@ -15,7 +15,7 @@ from rmfx.algebra.rows import columns_read
 from rmfx.algebra.stacking import Block, stack
 from rmfx.errors import InexactError
 from rmfx.graph.cost import positions_of
-from rmfx.graph.facts import called
+from rmfx.graph.facts import called, is_sum
 from rmfx.graph.linear import map_of
 from rmfx.graph.rule import Price
 from rmfx.layout.narrowing import narrowed, plainest
@@ -98,10 +98,13 @@ def _zeros(step: Step) -> Tensor:
     """The channels that are 0 behind the step, whatever its input."""
     rows = step.rows
     values = Bounds.of((torch.zeros_like(rows.bias), torch.zeros_like(rows.bias)))
+    zero = rows.zero & (rows.bias == 0)
     for stage in step.stages:
         if stage.gate is None:
             values = activation_bounds(called(stage.node), values)
-    return rows.zero & (rows.bias == 0) & (values.low == 0) & (values.high == 0)
+        elif is_sum(stage.node):
+            zero &= stage.gate.passes
+    return zero & (values.low == 0) & (values.high == 0)
 
 
 def _lowerings(run: Run, kept: tuple[Tensor, ...], beside: bool) -> Iterator[Lowering]:

@@ -17,7 +17,7 @@ from rmfx.algebra.pointwise import NORMS
 from rmfx.algebra.restrict import Span, restrict, zero_part
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import bounds_of
-from rmfx.graph.facts import channels_of, is_dropout, is_product, is_sum, module_of, range_of, shape_of
+from rmfx.graph.facts import channels_of, is_dropout, is_sum, module_of, range_of, shape_of
 from rmfx.graph.linear import affine_of, is_linear, mixes
 from rmfx.graph.region import Region, is_concat
 from rmfx.graph.stages import is_stage
@@ -56,7 +56,7 @@ class _Reader:
         self.region = region
         self.dims = dims
         self.bounded = bounded  # a shift needs tighter ranges than the graph has: those that weights prove
-        self.gates = {gate.product: gate for gate in region.gates}
+        self.gates = {gate.node: gate for gate in region.gates}
         self.nodes = (*region.nodes, region.join)
         self.affines: dict[fx.Node, Affine] = {}
         self.widths = {region.fork: self._fork_width()}
@@ -99,13 +99,13 @@ class _Reader:
     def _width(self, node: fx.Node) -> int:
         if is_concat(node):
             return sum(self.widths[operand] for operand in concat_operands(node, self.dims))
+        if node in self.gates:
+            return self.widths[self.gates[node].data]
         if is_sum(node):
             first, second = (self.widths[operand] for operand in sum_operands(node))
             if first != second:
                 raise InexactError(f"the sum broadcasts {first} and {second} channels")
             return first
-        if node in self.gates:
-            return self.widths[self.gates[node].data]
         source = self.widths[node.all_input_nodes[0]]
         if is_linear(node):
             self.affines[node] = affine_of(node, self.dims, source)
@@ -117,7 +117,7 @@ class _Reader:
         acted: set[fx.Node] = set()
         for node in reversed(self.nodes):
             linear = is_linear(node) or is_dropout(node) or is_sum(node) or is_concat(node)
-            if not linear or node in acted:
+            if not linear or node in self.gates or node in acted:
                 acted |= set(node.all_input_nodes)
         return {node for node in self.nodes if node in acted and isinstance(module_of(node), NORMS)}
 
@@ -133,11 +133,11 @@ class _Reader:
     def _read(self, node: fx.Node, unit: int) -> list[int]:
         if is_concat(node):
             return [part for operand in concat_operands(node, self.dims) for part in self.parts[operand]]
+        if node in self.gates:
+            return self._gate(node, unit)
         if is_sum(node):
             first, second = (self.parts[operand] for operand in sum_operands(node))
             return [self._sum(node, unit, pair) for pair in zip(first, second, strict=True)]
-        if node in self.gates:
-            return self._gate(node, unit)
         (source,) = node.all_input_nodes
         if is_dropout(node):
             return self.parts[source]
@@ -276,10 +276,10 @@ def _links(reader: _Reader, node: fx.Node) -> list[tuple[fx.Node, int, fx.Node, 
             found.append((operand, 0, node, start, reader.widths[operand]))
             start += reader.widths[operand]
         return found
+    if node in reader.gates:
+        return [(reader.gates[node].data, 0, node, 0, width)]
     if is_sum(node):
         return [(operand, 0, node, 0, width) for operand in sum_operands(node)]
-    if is_product(node):
-        return [(reader.gates[node].data, 0, node, 0, width)]
     (source,) = node.all_input_nodes
     module = module_of(node)
     if isinstance(module, ChannelSlice):

@@ -79,8 +79,8 @@ def advance(step: Step, before: Signals | None, bounds: Bounds) -> tuple[Signals
     direct = torch.ones(step.affine.out_channels, dtype=torch.bool)
     for stage in step.stages:
         if stage.gate is not None:
-            direct &= stage.gate.ones
-            values = Bounds(*(torch.where(stage.gate.ones, end, worst) for end, worst in _ends(values)))
+            direct &= stage.gate.passes
+            values = Bounds(*(torch.where(stage.gate.passes, end, worst) for end, worst in _ends(values)))
             continue
         module = module_of(stage.node)
         assert module is not None

@@ -66,15 +66,15 @@ def _check_gates(region: Region, layers: Sequence[NewLayer | NewGate], handed: d
         todo = [source for node in gate.side for source in node.all_input_nodes if is_plain(source)]
         while todo:
             node = todo.pop()
-            if handed.get(node, -1) >= index[gate.product]:
-                raise InexactError(f"{gate.product.name} is computed with sizes that are known behind it only")
+            if handed.get(node, -1) >= index[gate.node]:
+                raise InexactError(f"{gate.node.name} is computed with sizes that are known behind it only")
             todo += [source for source in node.all_input_nodes if is_plain(source)]
 
 
 def _inside(region: Region, dims: int) -> dict[fx.Node, Sizing]:
     """What changes the sizes between the fork and each node."""
     found: dict[fx.Node, Sizing] = {region.fork: ()}
-    gates = {gate.product: gate.data for gate in region.gates}
+    gates = {gate.node: gate.data for gate in region.gates}
     for node in region.nodes:
         before = found[gates.get(node, node.all_input_nodes[0])]
         module: Any = node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None  # type: ignore[union-attr]

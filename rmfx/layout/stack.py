@@ -11,7 +11,7 @@ from rmfx.algebra.affine import Affine
 from rmfx.algebra.pointwise import NORMS, is_pointwise
 from rmfx.algebra.rows import Rows, columns_read, negated_rows, read_rows
 from rmfx.graph.bounds import acts_on_channels, is_plain_flatten, keeps_channels
-from rmfx.graph.facts import called, is_product, module_of, shape_of
+from rmfx.graph.facts import called, is_product, is_sum, module_of, shape_of, values_read
 from rmfx.graph.gates import read_gate
 from rmfx.graph.linear import dims_of, map_of, mixes, norm_obstacle
 
@@ -27,7 +27,7 @@ class Stage:
         node: it.
         source: what it acts on.
         inside: all nodes it consists of, in graph order.
-        gate: where it is a product with a gate that is computed aside from ``source``.
+        gate: where it is a product with a gate that is computed aside from ``source``, or a sum with such a term.
     """
 
     node: fx.Node
@@ -40,12 +40,14 @@ class Stage:
 class Gate:
     """What a gate is computed by: ``source -> pools -> readers -> ... -> spreader -> activation``.
 
+    What is added is no more than a spreader: nothing of the source enters.
+
     Attributes:
         side: its nodes, in graph order.
         readers, spreader: those that mix channels first and last.
         wide: those that have the channels of the source: the pools, and the activation.
         read: which channels of the source the readers read, bool ``[C]``.
-        ones: on which channels the factor is exactly 1.
+        passes: the channels that it leaves exactly as they are.
     """
 
     side: tuple[fx.Node, ...]
@@ -53,7 +55,7 @@ class Gate:
     spreader: fx.Node
     wide: tuple[fx.Node, ...]
     read: Tensor
-    ones: Tensor
+    passes: Tensor
 
     @property
     def layers(self) -> tuple[fx.Node, ...]:
@@ -154,6 +156,8 @@ def stage_of(node: fx.Node, dims: int) -> Stage | None:
         _is_norm_of(node, module, dims) or (is_pointwise(module) and acts_on_channels(module, dims))
     ):
         return Stage(node, node.all_input_nodes[0], (node,))
+    if is_sum(node):
+        return _term_stage(node, dims)
     return _gate_stage(node, dims) if is_product(node) else None
 
 
@@ -188,6 +192,20 @@ def _gate_stage(product: fx.Node, dims: int) -> Stage | None:
     return Stage(product, path.data, (*side, product), gate)
 
 
+def _term_stage(node: fx.Node, dims: int) -> Stage | None:
+    """The stage of a sum with what a layer gives that leaves channels alone."""
+    for spreader in node.all_input_nodes if len(node.all_input_nodes) == 2 else ():
+        if not _is_layer_of(spreader, dims) or len(spreader.users) != 1:
+            continue
+        rows = rows_of(spreader)
+        passes = rows.zero & (rows.bias == 0)
+        if bool(passes.any()):
+            (source,) = (operand for operand in node.all_input_nodes if operand is not spreader)
+            gate = Gate((spreader,), (), spreader, (), torch.zeros_like(passes), passes)
+            return Stage(node, source, (spreader, node), gate)
+    return None
+
+
 def _is_activation(node: fx.Node) -> bool:
     module = module_of(node)
     return module is not None and is_pointwise(module) and not module.state_dict() and len(node.users) == 1
@@ -201,7 +219,7 @@ def _readers(data: fx.Node, side: set[fx.Node], dims: int) -> tuple[tuple[fx.Nod
     """The pools and the layers by which a side path reads ``data``; no layers where it does so in another way."""
     pools: list[fx.Node] = []
     readers = []
-    for reader in (user for user in data.users if user in side):
+    for reader in (user for user in data.users if user in side and data in values_read(user)):
         inside = dims
         while not is_layer(reader):
             flattens, module = is_plain_flatten(reader), module_of(reader)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from rmfx.algebra.pointwise import is_pointwise
 from rmfx.errors import InexactError
 from rmfx.graph.bounds import bounds_of
-from rmfx.graph.facts import ZERO_PADDING, is_sum, module_of, shape_of
+from rmfx.graph.facts import ZERO_PADDING, is_product, is_sum, module_of, shape_of
 from rmfx.graph.linear import PER_CHANNEL, affine_of, mixes
 from rmfx.graph.live import live_of
 from rmfx.graph.spatial import AVERAGES
@@ -125,8 +125,8 @@ def _of_function(node: fx.Node, found: Mapping[fx.Node, Tensor], unknown: Tensor
         return torch.cat(parts) if sum(map(len, parts)) == len(unknown) else unknown
     operands = [found.get(arg) for arg in node.args if isinstance(arg, fx.Node)]  # numbers are layers
     terms = [x for x in operands if x is not None and x.shape in (torch.Size(), unknown.shape)]
-    if len(terms) != 2:
-        return unknown  # one operand is no channels, or is spread over all of them
+    if len(terms) != 2:  # one operand is no channels, or is spread over all of them
+        return torch.where(terms[0] == 0, 0.0, unknown) if terms and is_product(node) else unknown
     return terms[0] + terms[1] if is_sum(node) else terms[0] * terms[1]
 
 

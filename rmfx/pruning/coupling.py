@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from rmfx.algebra.pointwise import is_per_channel, is_pointwise
 from rmfx.graph.bounds import keeps_channels
-from rmfx.graph.facts import ZERO_PADDING, is_plain, is_product, is_sum, module_of, shape_of
+from rmfx.graph.facts import ZERO_PADDING, is_plain, is_product, is_sum, module_of, shape_of, values_read
 from rmfx.graph.linear import CONVS, PER_CHANNEL
 from rmfx.graph.spatial import ADAPTIVE, AVERAGES
 from rmfx.modules import DROPOUTS, ChannelAffine, ChannelPad, ChannelSlice, FeatureNorm
@@ -121,7 +121,7 @@ class _Reader:
             return
         found = self._derived(node)
         if found is None:
-            for source in node.all_input_nodes:
+            for source in values_read(node):
                 self._fix(source, f"{node.name} ({_kind(node)}) does not treat channels one by one")
             found = self._given(node)
         if found is not None:
@@ -181,24 +181,25 @@ class _Reader:
         shape = shape_of(node)
         assert shape is not None
         found: Channels | None = None
+        opaque: list[torch.Size] = []
         for source in dict.fromkeys(node.all_input_nodes):
             given, size = shape_of(source), self._channels.get(source)
             if given is None:
                 return None
             if size is None:
-                if len(given) > 1 or given.numel() > 1:
-                    return None  # a constant, or something opaque
+                opaque.append(given)
                 continue
             axis = size.axis + len(shape) - len(given)
             if given[size.axis] != shape[axis]:
                 self._fix(source, f"{node.name} spreads it over all channels")
                 continue
-            if found is not None and found.axis != axis:
-                return None
             if found is not None:
+                if found.axis != axis:
+                    return None
                 self._tie(torch.stack([found.sets, size.sets]))
             found = Channels(axis, size.sets)
-        return found
+        at = 0 if found is None else found.axis - len(shape)
+        return found if all(len(given) < -at or given[at] == 1 for given in opaque if at) else None
 
     def _side_by_side(self, node: fx.Node) -> Channels | None:
         """Operands of a concat; the channels of one that is not understood stay, and the others' are their own."""
@@ -248,8 +249,7 @@ class _Reader:
             self._fix(node, reason)
 
     def _fix(self, node: fx.Node, reason: str) -> None:
-        found = self._channels.get(node)
-        if found is not None:
+        if (found := self._channels.get(node)) is not None:
             self._reasons |= dict.fromkeys(found.sets.tolist(), reason)
 
     def _fresh(self, count: int) -> Tensor:

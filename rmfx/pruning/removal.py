@@ -176,8 +176,7 @@ def _narrow_map(node: fx.Node, source: Channels | None, channels: Channels, remo
     affine, silenced = map_of(node), removal.silenced[channels.sets]
     if bool(silenced.any()):
         affine = without_weights(affine, silenced)  # first: what its inputs emit does not reach a silenced channel
-    if is_group_wise(node):
-        assert source is not None
+    if is_group_wise(node) and source is not None:  # of unknown inputs, all stay
         return select_groups(affine, (~removal.gone[source.sets]).nonzero().flatten())
     if source is not None and node in removal.constants:
         kept = (~removal.gone[source.sets]).nonzero().flatten()
