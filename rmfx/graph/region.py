@@ -109,13 +109,10 @@ def find_region(join: fx.Node) -> Region | Refusal:
     around = [_walk(join, own) for own in forks(join, MOST_NODES)]
     if regions := [region for region in around if isinstance(region, Region)]:
         return max(regions, key=lambda region: len(region.nodes))
+    refusals = [refusal for refusal in around if isinstance(refusal, Refusal)]
     # which knows more where the first walk went too far, or stopped at the same node
-    better = [refusal for refusal in around if found.node in (refusal.node, *_ends(found.node))]
-    return (better or [found])[0]
-
-
-def _ends(node: fx.Node) -> tuple[fx.Node, ...]:
-    return (node,) if node.op in ("placeholder", "get_attr") else ()
+    too_far = found.node.op in ("placeholder", "get_attr")
+    return next((refusal for refusal in refusals if too_far or refusal.node is found.node), found)
 
 
 def _walk(join: fx.Node, own: Collection[fx.Node] | None = None) -> Region | Refusal:
