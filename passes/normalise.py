@@ -9,7 +9,7 @@ reason:
 1. in-place operations, before anything is removed: their readers are known only then;
 2. operations that hide a sum, written out, so that the steps below meet sums and products only;
 3. constant expressions, so that computed weights are weights for the steps below;
-4. what does nothing in eval mode, so that the steps below see through it;
+4. what does nothing in eval mode, and zeros that something is added to, so that the steps below see through it;
 5. functions and methods that are layers, those first that need no ranks;
 6. in one sweep, since each needs what is known of the values before: sizes that the network fixes become numbers, then
    channel operations, layers that need ranks, sums, products, scalings, and activations that are written out;
@@ -45,6 +45,7 @@ from rmfx.front.opnames import is_eval_dropout, is_torch_function, op_name
 from rmfx.front.shapes import find_shapes, forget_dtypes
 from rmfx.front.spelling import spell
 from rmfx.front.sweep import Sweep
+from rmfx.front.zeros import drop_zeros
 from rmfx.graph.tree import drop_unused
 from rmfx.modules import SizeGuard
 
@@ -79,6 +80,7 @@ def normalise(
     if not keep_dropout:
         _drop_detachments(gm)
     _drop_no_ops(gm, nn.Identity if keep_dropout else NO_OPS)
+    drop_zeros(gm)
     kinds = _spell(gm, installer)
     _one_call_site_each(gm, installer, kinds)
     if not keep_dropout:

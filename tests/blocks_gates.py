@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,6 +108,42 @@ def _shared_factor(m: Any, x: Tensor) -> Tensor:
 def _gated_and_joined(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).relu()
     return torch.cat((x + y, m.se(y)), 1)
+
+
+def _wavenet(m: Any, x: Tensor) -> Tensor:
+    """Every layer but the last adds to what the next one reads, and each to the output."""
+    skip = torch.zeros_like(x)
+    for f, g, k, r in zip(m.f, m.g, m.k, [*m.r, None], strict=True):
+        z = torch.tanh(f(x)) * torch.sigmoid(g(x))
+        skip, x = skip + k(z), x if r is None else x + r(z)
+    return skip
+
+
+def _causal_wavenet(m: Any, x: Tensor) -> Tensor:
+    """The same, padded in front: by a layer that both convolutions read."""
+    skip: Any = 0
+    for f, g, k, r in zip(m.f, m.g, m.k, [*m.r, None], strict=True):
+        y = nn.functional.pad(x, (2, 0))
+        z = torch.tanh(f(y)) * torch.sigmoid(g(y))
+        skip, x = skip + k(z), x if r is None else x + r(z)
+    return skip
+
+
+def _one_conv_for_both(m: Any, x: Tensor) -> Tensor:
+    """The WaveNet of VITS: one convolution for value and gate, one for both sums, masked."""
+    mask = x[:, :1] > -4
+    skip = torch.zeros_like(x)
+    x = m.first(x) * mask
+    for i, r in zip(m.i, m.r, strict=True):
+        y = i(x)
+        y = r(torch.tanh(y[:, :6]) * torch.sigmoid(y[:, 6:]))
+        skip = skip + y[:, -6:]
+        x = (x + y[:, :6]) * mask if y.shape[1] > 6 else x
+    return skip
+
+
+def _layers(count: int, *conv1d: Any) -> Callable[[], nn.ModuleList]:
+    return lambda: nn.ModuleList(nn.Conv1d(6, 6, *conv1d) for _ in range(count))
 
 
 GATES: dict[str, Block] = {
@@ -234,5 +271,19 @@ GATES: dict[str, Block] = {
         net(lambda m, x: x + m.b(m.se(m.a(x))), a=lambda: cbr(6, 5, dim=3), se=lambda: SqueezeExcite(5, dim=3),
             b=lambda: cbn(5, 6, 1, dim=3)),
         shape=(2, 6, 3, 4, 5),
+    ),
+    "wavenet": Block(
+        net(_wavenet, f=_layers(3, 3, 1, 2, 2), g=_layers(3, 3, 1, 2, 2), k=_layers(3, 1), r=_layers(2, 1)), 4,
+        shape=(2, 6, 11),
+    ),
+    "wavenet, causal": Block(
+        net(_causal_wavenet, f=_layers(2, 3), g=_layers(2, 3), k=_layers(2, 1), r=_layers(1, 1)), 2, shape=(2, 6, 11)
+    ),
+    "wavenet of one convolution for both": Block(
+        net(
+            _one_conv_for_both, first=lambda: conv(6, 6, dim=1),
+            i=lambda: nn.ModuleList(conv(6, 12, dim=1) for _ in range(3)),
+            r=lambda: nn.ModuleList(conv(6, c, 1, dim=1) for c in (12, 12, 6)),
+        ), 4, shape=(2, 6, 11),
     ),
 }  # fmt: skip

@@ -27,6 +27,7 @@ STAYS: dict[tuple[str, str], tuple[int, str]] = {
     ("gate: a tensor of the region", "split"): (2, "which Sigmoid does not satisfy"),
     ("slice: clamps of parts", "split"): (1, "which ReLU6 does not satisfy"),
     ("gate: for two products", "split"): (2, "which Sigmoid does not satisfy"),
+    ("gate: wavenet, causal", "split"): (2, "which Tanh does not satisfy"),
     ("gate: in a gate", "split"): (1, "which Sigmoid does not satisfy"),
     ("sum: read by both", "split"): (1, "no single layer applies ReLU and Tanh"),
     ("sum: snake", "split"): (2, "which Elementwise does not satisfy"),
@@ -36,6 +37,7 @@ STAYS: dict[tuple[str, str], tuple[int, str]] = {
 GATED = ("gate: ", "slice: mixnet", "sum: a size read off a gate")
 BEHIND = {
     "gate: cbam's": {"add"},
+    "gate: wavenet of one convolution for both": {"ChannelSlice"},
     "slice: csp": {"cat", "ChannelSlice"},
     "sum: sizes read inside": {"mul"},
 }

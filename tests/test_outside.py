@@ -276,9 +276,11 @@ def names(own: frozenset[fx.Node]) -> list[str]:
     return sorted(node.name for node in own)
 
 
-def test_the_latest_common_tensor() -> None:
+def test_the_latest_common_tensor_and_what_it_is_computed_from() -> None:
     net = Net(lambda m, x: (lambda y: y + m.b(y).relu() * x)(m.a(x)), **C)
-    assert [names(own) for own in forks(net.join, 600)] == [["a_1", "b", "mul", "relu"]]
+    first, second = forks(net.join, 600)
+    assert names(first) == ["a_1", "b", "mul", "relu"]
+    assert second == {*first, *(net.nodes[name] for name in ("a_0", "x"))}
     assert forks(net.join, 1) == []
 
 
@@ -288,7 +290,18 @@ def test_two_tensors_that_both_branches_read() -> None:
         return m.b(y * z) + m.b(y) * z
 
     own = forks(Net(forward, **C).join, 600)
-    assert [names(each) for each in own] == [["b", "mul", "mul_1", "tanh"], ["b", "b_1", "mul", "mul_1", "relu"]]
+    assert [names(each) for each in own] == [["b", "b_1", "mul", "mul_1", "relu"], ["b", "mul", "mul_1", "tanh"]]
+
+
+def test_a_fork_is_as_early_as_removes_most_sums() -> None:
+    """Of the two sums behind ``y`` the first is none of one branch and its input, unless the fork is ``x``."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).relu() * m.grid
+        return (m.b(y) + x).tanh() + y
+
+    net = Net(forward, grid=lambda: nn.Parameter(torch.randn(1, 6, 7, 9)), **C)
+    assert net.region.fork.name == "x" and [node.name for node in net.region.sums] == ["add", "add_1"]
 
 
 def test_operands_that_are_constants_have_no_common_tensor() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -37,6 +37,13 @@ class GatePath:
     def neutral(self) -> float:
         """The factor that changes nothing."""
         return 0.0 if is_sum(self.node) else 1.0
+
+    def through(self, stays: Sequence[bool]) -> GatePath:
+        """The same gate, with the layers that make some of its ``reads`` on its side: those that ``stays`` marks."""
+        marked = list(zip(self.reads, stays, strict=True))
+        side = sorted({*self.side, *(read for read, kept in marked if kept)})
+        reads = (read.all_input_nodes[0] if kept else read for read, kept in marked)
+        return replace(self, side=tuple(side), reads=tuple(reads))
 
 
 def gate_of(node: fx.Node, inside: Collection[fx.Node] | None = None) -> GatePath | str | None:

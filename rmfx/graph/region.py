@@ -108,7 +108,7 @@ def find_region(join: fx.Node) -> Region | Refusal:
         return found
     around = [_walk(join, own) for own in forks(join, MOST_NODES)]
     if regions := [region for region in around if isinstance(region, Region)]:
-        return max(regions, key=lambda region: len(region.nodes))
+        return max(regions, key=lambda region: len(region.sums))
     refusals = [refusal for refusal in around if isinstance(refusal, Refusal)]
     # which knows more where the first walk went too far, or stopped at the same node
     too_far = found.node.op in ("placeholder", "get_attr")
@@ -222,10 +222,9 @@ def _gate_obstacle(gate: GatePath) -> str | None:
     if not (len(shape) == len(factor) >= 2 and shape_of(gate.data) == shape and factor[1] in (1, shape[1])):
         pair = f"{tuple(factor)} to {tuple(shape)}" if word == "adds" else f"{tuple(shape)} by {tuple(factor)}"
         return f"{_named(gate.node)} {word} {pair}, which is no gate on channels"
-    data_type, type_ = dtype_of(gate.data), dtype_of(gate.factor)
-    if data_type != type_ and type_ is not None and (type_.is_floating_point or type_.is_complex):
-        return f"{_named(gate.node)} {word} tensors of {data_type} and {type_}"
-    return None
+    mine, theirs = dtype_of(gate.data), dtype_of(gate.factor)
+    masks = mine is None or theirs is None or not (theirs.is_floating_point or theirs.is_complex)
+    return None if masks or mine == theirs else f"{_named(gate.node)} {word} tensors of {mine} and {theirs}"
 
 
 def _named(node: fx.Node) -> str:

@@ -77,8 +77,7 @@ def emit_gate(path: GatePath, new: NewGate, stack: fx.Node, before: fx.Node, dim
         product = editor.gm.graph.call_function(path.node.target, (stack, factor))  # type: ignore[arg-type]
     product.meta["made"] = True
     product.meta["place"] = path.node.meta.get("place", "")
-    if (shape := shape_of(stack)) is not None:
-        product.meta["shape"] = shape
+    product.meta |= {key: stack.meta[key] for key in ("shape", "dtype") if key in stack.meta}
     return product
 
 

@@ -106,7 +106,9 @@ def carry_out(plan: JoinPlan, editor: Editor) -> fx.Node:
     region = plan.region
     node = region.fork
     new: list[fx.Node] = []
-    gates = {gate.node: gate for gate in region.gates}
+    behind = {layer.key: layer.behind for layer in plan.solution.layers if isinstance(layer, NewGate)}
+    gates = {gate.node: gate.through(behind[gate.node]) for gate in region.gates}
+    stays = {node for gate in gates.values() for node in gate.side}
     place = region.join.meta.get("place", "")
     for layer in plan.solution.layers:
         if isinstance(layer, NewGate):
@@ -123,11 +125,7 @@ def carry_out(plan: JoinPlan, editor: Editor) -> fx.Node:
     for handed in plan.sizes:
         handed.reader.replace_input_with(handed.source, new[handed.layer] if handed.layer >= 0 else region.fork)
     editor.replace(region.join, node)
-    editor.erase([region.join, *reversed(region.nodes)])
-    if any(
-        is_plain(reader)
-        for source in (*new, *(n for gate in region.gates for n in gate.side))
-        for reader in source.users
-    ):
+    editor.erase([region.join, *(old for old in reversed(region.nodes) if old not in stays)])
+    if any(is_plain(reader) for source in (*new, *stays) for reader in source.users):
         put_in_order(editor.gm.graph)  # sizes may be read before the join, where the new layers stand
     return node

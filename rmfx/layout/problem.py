@@ -34,6 +34,7 @@ class Gate:
     Attributes:
         key: names the gate for whoever emits it.
         reads: each tensor that it is computed from, as values side by side.
+        behind: the indices of those that are read through a layer of the user's, which pads or scales and stays.
         channels: of the factor: as many as the product, or 1.
         start: which channel of the product the op at hand begins with.
     """
@@ -42,6 +43,7 @@ class Gate:
     reads: tuple[tuple[int, ...], ...]
     channels: int
     start: int = 0
+    behind: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,7 @@ class NewGate:
         active: for each channel of the stack, the channel of the factor it is multiplied by; -1 where it is carried.
         channels: of the factor.
         picks: for each read, whether it is nothing but channels of the stack, in some order.
+        behind: for each read, whether a layer of the user's stays between it and the stack.
     """
 
     key: Hashable
@@ -147,6 +150,7 @@ class NewGate:
     active: tuple[int, ...]
     channels: int
     picks: tuple[bool, ...]
+    behind: tuple[bool, ...]
 
 
 @dataclass(frozen=True, eq=False)

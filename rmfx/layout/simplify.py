@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from rmfx.algebra.affine import Affine, compose, scaled
 from rmfx.errors import InexactError
-from rmfx.layout.problem import Gate, Op, Problem
+from rmfx.layout.problem import Op, Problem
 
 
 def absorb_diagonals(problem: Problem) -> Problem:
     """Compose what only scales or pads channels into the map before or behind it: never costs a MAC."""
-    return _composed(problem, lambda outer, inner, _: _is_free(outer, inner))
+    return _composed(_read_unpadded(problem), lambda outer, inner, _: _is_free(outer, inner))
 
 
 def compose_paths(problem: Problem, values: set[int]) -> Problem:
@@ -35,7 +35,7 @@ def _crops(affine: Affine) -> bool:
 
 
 def _composed(problem: Problem, wanted: Callable[[Affine, Affine, tuple[int, int]], bool]) -> Problem:
-    """Merge each linear op into the only op that reads it, where that one is linear and the composition exact."""
+    """Merge each linear op into the op that reads it, where that one is linear and the composition exact."""
     ops = dict(problem.numbered())
     for number in list(ops):
         while (merged := _merged(problem, ops, number, wanted)) is not None:
@@ -54,7 +54,7 @@ def _merged(
         inner = ops.get(source)
         if inner is None or inner.kind != "linear" or len(inner.inputs) != 1 and not outer.diagonal:
             continue
-        if source in problem.join or _readers(ops, source) != 1:
+        if source in problem.join or not _may_go(ops, source, inner):
             continue
         if not all(wanted(outer, affine, (number, source)) for affine in inner.maps):
             continue
@@ -74,8 +74,32 @@ def _merged(
     return None
 
 
-def _readers(ops: dict[int, Op], value: int) -> int:
-    return sum(op.reads.count(value) for op in ops.values())
+def _may_go(ops: dict[int, Op], value: int, maker: Op) -> bool:
+    """Whether one op reads a value, or only linear ones a value that costs none of them anything to make itself."""
+    readers = [op for op in ops.values() for read in op.reads if read == value]
+    return len(readers) == 1 or (all(map(_shifts, maker.maps)) and all(op.kind == "linear" for op in readers))
+
+
+def _read_unpadded(problem: Problem) -> Problem:
+    """Let a gate read what a layer pads or scales, and keep that layer, where all else that reads it can do without."""
+    ops = dict(problem.numbered())
+    for number, op in ops.items():
+        for index, read in enumerate(op.gate.reads if op.gate is not None else ()):
+            maker = ops.get(read[0]) if len(read) == 1 else None
+            if maker is not None and read[0] not in problem.join and _is_beside(ops, read[0], maker):
+                assert op.gate is not None
+                gate = ops[number].gate or op.gate
+                reads = (*gate.reads[:index], maker.inputs, *gate.reads[index + 1 :])
+                ops[number] = replace(op, gate=replace(gate, reads=reads, behind=gate.behind | {index}))
+    return _without_dead(problem, ops)
+
+
+def _is_beside(ops: dict[int, Op], value: int, maker: Op) -> bool:
+    """Whether ``maker`` pads or scales one value for linear ops, and for one gate that is computed from it."""
+    if maker.kind != "linear" or len(maker.inputs) != 1 or not _shifts(maker.maps[0]):
+        return False
+    gates = {op.gate.key for op in ops.values() if op.gate is not None and value in op.reads}
+    return len(gates) == 1 and all(op.kind == "linear" for op in ops.values() if value in op.inputs)
 
 
 def _without_dead(problem: Problem, ops: dict[int, Op]) -> Problem:
@@ -97,6 +121,5 @@ def _without_dead(problem: Problem, ops: dict[int, Op]) -> Problem:
 def _renumbered(op: Op, names: dict[int, int]) -> Op:
     gate = op.gate
     if gate is not None:
-        reads = tuple(tuple(names[value] for value in read) for read in gate.reads)
-        gate = Gate(gate.key, reads, gate.channels, gate.start)
+        gate = replace(gate, reads=tuple(tuple(names[value] for value in read) for read in gate.reads))
     return replace(op, inputs=tuple(names[value] for value in op.inputs), gate=gate)

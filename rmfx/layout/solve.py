@@ -26,7 +26,7 @@ from rmfx.layout.segments import Column, Nonlinear
 from rmfx.layout.simplify import absorb_diagonals, compose_paths
 
 MOST_SCHEDULES = 2000  # bounds planning time; two chains of five layers have about 1,700
-MOST_FAILURES = 200  # schedules in a row, the shortest ones, that break a condition
+MOST_IDLE = 200  # schedules in a row that break a condition, or are no cheaper
 
 
 def solve(problem: Problem) -> Solution:
@@ -61,26 +61,27 @@ def _wishes(wanted: Wish) -> tuple[Wish, ...]:
 
 def _best(problem: Problem, wish: Wish) -> _Candidate:
     flow = Flow(problem)
-    found: list[_Candidate] = []
+    late = {"conv": 1, "input": -1}.get(problem.downsample, 0)
+    best: _Candidate | None = None
     reason: InexactError | None = None
-    failures = 0
+    idle = 0
     for steps in islice(schedules(flow.tasks), MOST_SCHEDULES):
-        if found and len(steps) > len(found[0].draft.kinds):
+        if idle > MOST_IDLE or (best is not None and len(steps) > len(best.draft.kinds)):
             break
+        idle += 1
         try:
-            found.append(_candidate(Draft(flow, steps, wish)))
+            candidate = _candidate(Draft(flow, steps, wish))
         except InexactError as error:
             reason = reason or error
-            failures += 1
-        if not found and failures > MOST_FAILURES:
-            break
-    if not found:
+            continue
+        if best is None or candidate.rank(late) < best.rank(late):
+            best, idle = candidate, 0
+    if best is None:
         raise reason or InexactError(
             f"the {len(flow.tasks)} operations between fork and join can be put in order in more ways than are tried, "
             "and none of those tried makes them one sequence of layers"
         )
-    late = {"conv": 1, "input": -1}.get(problem.downsample, 0)
-    return min(found, key=lambda c: (late * c.draft.shortcut_applied, c.macs, c.draft.masked_channels))
+    return best
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,10 @@ class _Candidate:
     def macs(self) -> float:
         """MACs of all linear steps."""
         return sum(form.macs(step) for form, step in zip(self.forms, self.draft.linear_steps, strict=True))
+
+    def rank(self, late: int) -> tuple[float, ...]:
+        """Less is better: the shortcut applied early (``late`` 1) or late (-1), MACs, masked channels."""
+        return late * self.draft.shortcut_applied, self.macs, self.draft.masked_channels
 
     def solution(self) -> Solution:
         """Build the maps of the chosen forms."""
@@ -144,7 +149,8 @@ def _gate(draft: Draft, step: Nonlinear, layout: Layout, widths: tuple[int, ...]
             active[position] = start + channel if gate.channels > 1 else 0
     reads = tuple(_read(draft, read, layout, widths) for read in step.reads)
     picks = tuple(all([c[1:] for c in columns] == [(1.0, 0.0)] for columns in read) for read in step.reads)
-    return NewGate(gate.key, reads, tuple(active), gate.channels, picks)
+    behind = tuple(index in gate.behind for index in range(len(reads)))
+    return NewGate(gate.key, reads, tuple(active), gate.channels, picks, behind)
 
 
 def _read(draft: Draft, values: tuple[tuple[Column, ...], ...], layout: Layout, widths: tuple[int, ...]) -> Affine:
