@@ -16,6 +16,7 @@ from rmfx.algebra.recall import recalling
 from rmfx.algebra.widened import is_identity_at
 from rmfx.check.verify import verify as verify_models
 from rmfx.collector import uncollected
+from rmfx.graph.padding import join_padding, split_padding
 from rmfx.graph.pipeline import run_passes
 from rmfx.graph.rewriter import want_all
 from rmfx.graph.rule import PassResult
@@ -69,7 +70,9 @@ def lower(
     True
     """
     prepared = prepare(plain, example_inputs, {}, keep_bn=True, value_ranges=value_ranges)
+    join_padding(prepared.gm)
     results = _until_settled(prepared.gm)
+    split_padding(prepared.gm)
     report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
     sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()
     report = replace(report, size_conditions=sizes)

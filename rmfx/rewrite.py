@@ -18,6 +18,7 @@ from rmfx.errors import RmfxError, VerificationError
 from rmfx.front.doors import enter
 from rmfx.graph.emit import emit
 from rmfx.graph.guard import guard_sizes
+from rmfx.graph.padding import split_padding
 from rmfx.graph.pipeline import run_passes
 from rmfx.graph.restore import restore
 from rmfx.graph.rule import PassResult
@@ -143,13 +144,19 @@ def run(
         computes=computes,
         symbolic=symbolic,
     )
+    results = _passed(prepared.gm, options)
+    split_padding(prepared.gm)
+    return Rewritten(prepared, options, results)
+
+
+def _passed(gm: fx.GraphModule, options: Options) -> tuple[PassResult, ...]:
     if isinstance(options.policy, Plan):
-        return Rewritten(prepared, options, _follow(prepared.gm, options.policy, options))
+        return _follow(gm, options.policy, options)
     removal = removal_of(options)
     inference = inference_passes(removal, options.fuse, options.drop_dead_channels)
     passes = training_passes(removal) if options.keep_bn else inference
     veto = account.veto(options.policy, options.max_growth)
-    return Rewritten(prepared, options, run_passes(prepared.gm, passes, veto, keep_dropout=options.keep_bn))
+    return run_passes(gm, passes, veto, keep_dropout=options.keep_bn)
 
 
 def removal_of(options: Options) -> RemoveResidual:

@@ -65,12 +65,14 @@ def test_composed_sizes_and_offsets(outer: list[Axis], inner: list[Axis]) -> Non
 
 
 @settings(max_examples=150)
-@given(st.lists(LOOSE, min_size=1, max_size=4), st.integers(1, 3))
-def test_align_holds_every_tap_at_its_offset(drawn: list[Axis], stride: int) -> None:
+@given(st.lists(LOOSE, min_size=1, max_size=4), st.integers(1, 3), st.booleans())
+def test_align_holds_every_tap_at_its_offset(drawn: list[Axis], stride: int, even: bool) -> None:
     members = [Axis(a.kernel, stride, a.dilation, a.before, a.after) for a in drawn]
-    common, embeddings = align([Grid((axis,)) for axis in members])
+    common, embeddings = align([Grid((axis,)) for axis in members], even)
     (shared,) = common.axes
-    assert shared.before == shared.after and shared.stride == stride
+    assert shared.stride == stride and (shared.before == shared.after or not even)
+    ends = {end for axis in members for end in (axis.first, axis.last)}
+    assert even or (shared.first, shared.last) == (min(ends), max(ends))
     for axis, where in zip(members, embeddings, strict=True):
         (taps,) = where.slices([axis.kernel])
         assert offsets(shared)[taps] == offsets(axis)
@@ -84,15 +86,19 @@ def test_align_adds_no_tap_that_it_does_not_need() -> None:
     dilated = Grid.of((3,), padding=(2,), dilation=(2,))
     assert align([dilated, Grid.sampling([1])])[0] == dilated, "the middle tap is at offset 0 already"
     assert align([Grid.of((3,), padding=(1,), dilation=(2,)), Grid.sampling([1])])[0].kernel == (5,)
-    assert align([Grid((Axis(2, before=0, after=1),))])[0] == three, "an even kernel of padding='same' gets a zero tap"
+    even = Grid((Axis(2, before=0, after=1),))
+    assert align([even])[0] == even and align([even], True)[0] == three
+    causal = Grid((Axis(3, dilation=2, before=4, after=0),))
+    assert align([causal, Grid.sampling([1])])[0] == causal, "the last tap is at offset 0"
 
 
 def test_layers_pad_evenly_or_as_padding_same() -> None:
     uneven = Grid((Axis(4, before=1, after=2),))
     assert uneven.is_same and not uneven.symmetric and Grid.of((3, 3), padding=(1, 2)).symmetric
-    assert layer_grid(uneven) == (Grid.of((5,), padding=(2,)), Embedding((1,), (1,)))
-    same = Grid(uneven.axes, "reflect")
-    assert layer_grid(same) == (same, Embedding((0,), (1,)))
+    for same in (uneven, Grid(uneven.axes, "reflect")):
+        assert layer_grid(same) == (same, Embedding((0,), (1,)))
+    causal = Grid((Axis(3, before=2, after=0),))
+    assert layer_grid(causal) == (Grid.of((5,), padding=(2,)), Embedding((0,), (1,)))
     for axis in (Axis(4, 2, before=1, after=2), Axis(4, before=2, after=1), Axis(3, before=1, after=2)):
         assert not Grid((axis,)).is_same
     strided = Grid((Axis(4, 2, before=1, after=2),), "reflect")
@@ -114,7 +120,7 @@ def test_what_cannot_share_a_grid_is_refused_and_would_be_wrong(reason: str, mon
         add(*map(map_of, modules))
     assert str(error.value) == reason
     monkeypatch.setattr(grids, "_common_mode", lambda members: members[0].mode)
-    monkeypatch.setattr(grids, "_align_axis", lambda column: column[0])
+    monkeypatch.setattr(grids, "_align_axis", lambda column, symmetric: column[0])
     x = signal(0, 2, 9)
     first_out, second_out = (module(x) for module in modules)
     got = run_affine(add(*map(map_of, modules)), x)
@@ -135,10 +141,11 @@ def test_paddings_of_different_widths_are_shared(mode: str) -> None:
 def test_paddings_that_together_reach_further_are_refused(mode: str) -> None:
     """Both maps can be computed on one position, their sum as one convolution cannot."""
     far, near = Grid((Axis(1, 2, before=1, after=1),), mode), Grid((Axis(1, 2),), mode)
-    assert align([far])[0].axes[0].before == 1
+    assert align([far], True)[0].axes[0].before == 1
     with pytest.raises(InexactError, match=f"^{mode} padding of these widths together needs larger inputs"):
         align([far, near])
-    assert align([Grid(far.axes), near])[0].axes[0].before == 2
+    zeros = align([Grid(far.axes), near])[0].axes[0]
+    assert (zeros.kernel, zeros.before, zeros.after) == (2, 1, 2)
 
 
 def test_unpadded_maps_agree_with_every_padding_mode() -> None:

@@ -150,10 +150,13 @@ class Embedding:
         return tuple(slice(start, start + (k - 1) * step + 1, step) for start, step, k in spans)
 
 
-def align(grids: Sequence[Grid]) -> tuple[Grid, tuple[Embedding, ...]]:
-    """The smallest symmetric-padding grid that holds all taps of ``grids``, and where each lies in it.
+def align(grids: Sequence[Grid], symmetric: bool = False) -> tuple[Grid, tuple[Embedding, ...]]:
+    """The smallest grid that holds all taps of ``grids``, and where each lies in it.
 
     The output size is that of ``grids[0]``; callers make sure that the others have the same.
+
+    Args:
+        symmetric: let both sides be padded alike, as those of other modes than zeros always are.
 
     Raises:
         InexactError: on different strides, or on padding modes that cannot be shared.
@@ -162,7 +165,7 @@ def align(grids: Sequence[Grid]) -> tuple[Grid, tuple[Embedding, ...]]:
         raise InexactError("maps of different spatial dimensions do not share a grid")
     mode = _common_mode(grids)
     columns = list(zip(*(grid.axes for grid in grids), strict=True))
-    axes = tuple(_align_axis(column) for column in columns)
+    axes = tuple(_align_axis(column, symmetric or mode != "zeros") for column in columns)
     common = Grid(axes, mode)
     widest = [max(0, *(max(axis.before, axis.after) for axis in column)) for column in columns]
     if mode != "zeros" and any(axis.before > width for axis, width in zip(axes, widest, strict=True)):
@@ -176,9 +179,9 @@ def layer_grid(grid: Grid) -> tuple[Grid, Embedding]:
     Raises:
         InexactError: where no layer pads like that.
     """
-    if grid.mode != "zeros" and grid.is_same:
+    if grid.is_same and not (grid.mode == "zeros" and grid.symmetric):
         return grid, Embedding((0,) * grid.dims, (1,) * grid.dims)
-    common, (where,) = align([grid])
+    common, (where,) = align([grid], symmetric=True)
     return common, where
 
 
@@ -190,7 +193,7 @@ def _common_mode(grids: Sequence[Grid]) -> str:
     return modes.pop()
 
 
-def _align_axis(axes: Sequence[Axis]) -> Axis:
+def _align_axis(axes: Sequence[Axis], symmetric: bool) -> Axis:
     strides = {axis.stride for axis in axes}
     if len(strides) > 1:
         raise InexactError(f"strides differ: {', '.join(map(str, sorted(strides)))}")
@@ -199,10 +202,10 @@ def _align_axis(axes: Sequence[Axis]) -> Axis:
     excess = axes[0].excess
     before, after = -first, excess + last
     # nn.Conv pads both sides alike: taps of weight zero are added where the two sides differ.
-    padding = max(before, after, 0)
-    step = gcd(*steps, padding - before, padding - after) or 1
-    kernel = (last - first + (padding - before) + (padding - after)) // step + 1
-    return Axis(kernel, axes[0].stride, step if kernel > 1 else 1, padding, padding)
+    wide = (max(before, after, 0),) * 2 if symmetric else (before, after)
+    step = gcd(*steps, wide[0] - before, wide[1] - after) or 1
+    kernel = (last - first + (wide[0] - before) + (wide[1] - after)) // step + 1
+    return Axis(kernel, axes[0].stride, step if kernel > 1 else 1, *wide)
 
 
 def _embed(grid: Grid, common: Grid) -> Embedding:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from rmfx.graph.facts import is_plain, module_of, shape_of
+from rmfx.graph.padding import split_padding
 
 
 def cut_out(scope: Sequence[fx.Node]) -> fx.GraphModule:
@@ -73,6 +74,7 @@ def runnable(piece: fx.GraphModule) -> fx.GraphModule:
     Times do not depend on the values, as long as none is so small that the hardware treats it apart.
     """
     made = copy.deepcopy(piece)
+    split_padding(made)
     generator = torch.Generator().manual_seed(0)
     for module in made.modules():
         if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
