@@ -71,6 +71,14 @@ def _masked(m: Any, x: Tensor, given: Tensor) -> Tensor:
     return x
 
 
+def _filled(m: Any, x: Tensor, given: Tensor) -> Tensor:
+    """The same by choices, in all their spellings."""
+    mask, none = given[:, :1] > 0, torch.zeros_like(x)
+    y = m.a(x.masked_fill(~mask, 0)).relu()
+    y = m.b(torch.where(mask, m.b(torch.where(~mask, 0.0, y)), none).relu())
+    return x + y.where(mask, 0.0)
+
+
 def _gated_from_before(m: Any, x: Tensor, given: Tensor) -> Tensor:
     y = m.stem(x)
     z = m.first(y).relu() + y
@@ -101,6 +109,10 @@ CASES: dict[str, Case] = {
         lambda: Two(_masked, a=nn.ModuleList(conv(6, 5, dim=1) for _ in "ab"),
                     b=nn.ModuleList(conv(5, 6, dim=1) for _ in "ab")),
         lambda n: hostile(n, 1, 9), ("mul",) * 6, (2, 6, 9), removed=2, lowered=2,
+    ),
+    "masks by choices": Case(
+        lambda: Two(_filled, a=conv(6, 6, dim=1), b=conv(6, 6, dim=1)),
+        lambda n: hostile(n, 1, 9), ("mul",) * 4, (2, 6, 9),
     ),
     "a term for every position": Case(
         lambda: Two(lambda m, x, g: (x + m.b((m.a(x) + g).relu())).relu(), a=cbn(6, 5), b=cbn(5, 6)),
@@ -186,7 +198,7 @@ def test_lowering_finds_the_shortcut_again(name: str) -> None:
     assert joins(lowered).count("add") == joins(plain).count("add") + case.lowered
 
 
-@pytest.mark.parametrize("name", ["film", "a mask", "tokens"])
+@pytest.mark.parametrize("name", ["film", "a mask", "masks by choices", "tokens"])
 def test_pruned_and_exported(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model, x, given = built(case)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from rmfx.front.opnames import op_name
 from rmfx.graph.facts import is_plain, is_product, is_sum, module_of, shape_of
 
 MOST_NODES = 60  # of the computation of one gate
@@ -14,12 +15,13 @@ MOST_NODES = 60  # of the computation of one gate
 
 @dataclass(frozen=True)
 class GatePath:
-    """``node = data * factor`` or ``node = data + factor``, where ``factor`` is computed aside.
+    """``node = data * factor`` or ``node = data + factor``, where ``factor`` is computed aside; or ``data``, masked.
 
     Attributes:
-        node, data, factor: the nodes.
+        node, data, factor: the nodes. Of what is masked the factor is the mask.
         side: what computes the factor from ``reads``, in graph order; nothing else reads any of it.
         reads: the tensors of the branch that enter it; none where the factor does not depend on the branch's fork.
+        mask: of what is masked: ``node`` is 0 where the factor is ``"false"``, or where it is ``"true"``.
     """
 
     node: fx.Node
@@ -27,6 +29,7 @@ class GatePath:
     factor: fx.Node
     side: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
+    mask: str | None = None
 
     @property
     def outside(self) -> bool:
@@ -47,7 +50,7 @@ class GatePath:
 
 
 def gate_of(node: fx.Node, inside: Collection[fx.Node] | None = None) -> GatePath | str | None:
-    """The gate of a product, or why it has none; ``None`` for what is neither a product nor a sum with an outside term.
+    """The gate of a product, or why it has none; ``None`` for what is no gate, with an outside term or mask neither.
 
     Args:
         inside: the tensors that depend on the branch's fork, and the fork; ``None`` where all are taken to.
@@ -58,11 +61,32 @@ def gate_of(node: fx.Node, inside: Collection[fx.Node] | None = None) -> GatePat
             (factor,) = (operand for operand in node.all_input_nodes if operand is not own[0])
             return GatePath(node, own[0], factor, (), ())
     if not is_product(node):
-        return None
+        masked = _read_mask(node)
+        return masked if masked is not None and inside is not None and masked.factor not in inside else None
     gate = read_gate(node)
     if isinstance(gate, str) or inside is None:
         return gate
     return replace(gate, reads=tuple(read for read in gate.reads if read in inside))
+
+
+def _read_mask(node: fx.Node) -> GatePath | None:
+    """``x.masked_fill(mask, 0)``, ``torch.where(mask, x, 0)`` and ``torch.where(mask, 0, x)``."""
+    name = op_name(node)
+    if node.op not in ("call_function", "call_method") or name not in ("masked_fill", "where"):
+        return None
+    if len(node.args) != 3 or node.kwargs:
+        return None
+    first, second, third = node.args
+    if name == "masked_fill":
+        mask, when_true, when_false = second, third, first
+    elif node.op == "call_method":
+        mask, when_true, when_false = second, first, third
+    else:
+        mask, when_true, when_false = first, second, third
+    for data, zero, where in ((when_true, when_false, "false"), (when_false, when_true, "true")):
+        if isinstance(mask, fx.Node) and isinstance(data, fx.Node) and type(zero) in (int, float) and zero == 0:
+            return GatePath(node, data, mask, (), (), where)
+    return None
 
 
 def read_gate(product: fx.Node) -> GatePath | str:

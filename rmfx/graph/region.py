@@ -214,7 +214,7 @@ def _entering(node: fx.Node, own: Collection[fx.Node]) -> str | None:
 
 def _gate_obstacle(gate: GatePath) -> str | None:
     shape, factor = shape_of(gate.node), shape_of(gate.factor)
-    word = "adds" if is_sum(gate.node) else "multiplies"
+    word = "adds" if is_sum(gate.node) else "multiplies" if gate.mask is None else "masks"
     if not gate.outside and "get_attr" in (gate.factor.op, gate.data.op):
         return f"{_named(gate.node)} stands on a branch: it multiplies by a constant of another shape than channels"
     if shape is None or factor is None:

@@ -6,8 +6,9 @@ added from outside to some channels is exactly 0 for the others.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -39,8 +40,11 @@ def argument_of_one(activation: nn.Module | None) -> float | None:
     return _ONES.get(type(activation)) if activation is not None else None
 
 
-def spread_factor(active: Sequence[int], channels: int, dims: int, carried: float) -> Affine:
+def spread_factor(active: Sequence[int], channels: int, dims: int, carried: float, inverted: bool = False) -> Affine:
     """The 1x1 map from a gate's ``channels`` to the stack: channel ``active[i]``, or ``carried`` where that is -1.
+
+    Args:
+        inverted: of the active channels ``1 - x``.
 
     >>> spread_factor([1, 0, -1], 2, 2, 1.0).weights()[1]
     tensor([0., 0., 1.], dtype=torch.float64)
@@ -48,8 +52,9 @@ def spread_factor(active: Sequence[int], channels: int, dims: int, carried: floa
     picked = torch.tensor(active)
 
     def compute() -> Weights:
-        bias = (picked < 0).double() * carried
-        return _one_hot(picked, channels).reshape(len(active), channels, *[1] * dims), bias
+        bias = torch.where(picked < 0, carried, float(inverted)).double()
+        weight = _one_hot(picked, channels) * (-1.0 if inverted else 1.0)
+        return weight.reshape(len(active), channels, *[1] * dims), bias
 
     return Affine(channels, len(active), 1, Grid.sampling([1] * dims), True, rounded(compute))
 
@@ -73,10 +78,10 @@ def emit_gate(path: GatePath, new: NewGate, stack: fx.Node, before: fx.Node, dim
         early = (*_POOLS, *(_POOLS_OF_MAXIMA if picks else ())) if dims else ()  # features are no positions
         _redirect(path, read, affine, stack, early, editor)
     factor = _spread(path, new, stack, dims, before, editor)
+    operation: Any = path.node.target if path.mask is None else operator.mul  # what is masked is finite
     with editor.gm.graph.inserting_before(before):
-        product = editor.gm.graph.call_function(path.node.target, (stack, factor))  # type: ignore[arg-type]
-    product.meta["made"] = True
-    product.meta["place"] = path.node.meta.get("place", "")
+        product = editor.gm.graph.call_function(operation, (stack, factor))
+    product.meta |= {"made": True, "place": path.node.meta.get("place", "")}
     product.meta |= {key: stack.meta[key] for key in ("shape", "dtype") if key in stack.meta}
     return product
 
@@ -122,9 +127,8 @@ def _spread(path: GatePath, new: NewGate, stack: fx.Node, dims: int, before: fx.
             factor = editor.gm.graph.call_method("type_as", (mask, stack))
         factor.meta.update(place=place, shape=shape_of(mask), dtype=dtype_of(stack))
     if factor is not path.factor or carried is None or len(factor.users) != 1:
-        return editor.linear(
-            spread_factor(new.active, new.channels, dims, path.neutral), factor, before, editor.fresh(place, "spread")
-        )
+        spread = spread_factor(new.active, new.channels, dims, path.neutral, path.mask == "true")
+        return editor.linear(spread, factor, before, editor.fresh(place, "spread"))
     (source,) = factor.all_input_nodes
     wide = editor.linear(
         spread_factor(new.active, new.channels, dims, carried), source, factor, editor.fresh(place, "spread")
