@@ -189,6 +189,12 @@ def test_residual_sums() -> None:
     assert not any(is_residual(node) for name, node in net.nodes.items() if not name.startswith("add"))
 
 
+def test_what_has_the_sizes_of_a_tensor_does_not_depend_on_it() -> None:
+    net = Net(lambda m, x: m.a(x) + torch.arange(x.shape[3], device=x.device) * m.p, p=lambda: nn.Buffer(torch.ones(1)),
+              **C)  # fmt: skip
+    assert not is_residual(net.join)
+
+
 def test_a_far_common_tensor_is_found() -> None:
     def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.b(x)

@@ -46,6 +46,7 @@ def _number(value: fx.node.Argument, other: fx.node.Argument, result: fx.Node) -
 
 
 def _alike(*nodes: fx.Node) -> bool:
-    known = {(node.meta.get("shape"), node.meta.get("dtype")) for node in nodes}
-    (shape, dtype), *others = known
-    return not others and None not in (shape, dtype) and dtype.is_floating_point and 1 not in shape[1:]
+    shape, dtype = (nodes[0].meta.get(fact) for fact in ("shape", "dtype"))
+    if shape is None or dtype is None or not dtype.is_floating_point or 1 in shape[1:]:
+        return False
+    return all(node.meta.get("shape") == shape and node.meta.get("dtype") == dtype for node in nodes)

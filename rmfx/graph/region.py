@@ -233,11 +233,12 @@ def _named(node: fx.Node) -> str:
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """What the values of a node are computed from: not what only its sizes or its type are."""
     seen = {node}
     todo = [node]
     while todo:
         for parent in todo.pop().all_input_nodes:
-            if parent not in seen and parent.op != "get_attr":
+            if parent not in seen and parent.op != "get_attr" and not is_plain(parent):
                 seen.add(parent)
                 todo.append(parent)
     return seen
@@ -251,7 +252,7 @@ def _depends(node: fx.Node, on: fx.Node, limit: int = 64) -> bool:
         for parent in todo.pop().all_input_nodes:
             if parent is on:
                 return True
-            if parent not in seen and on < parent:
+            if parent not in seen and on < parent and not is_plain(parent):
                 seen.add(parent)
                 todo.append(parent)
     return False
