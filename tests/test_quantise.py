@@ -234,8 +234,10 @@ def test_balancing_leaves_what_it_must_not_touch() -> None:
     balanced = balance(network, [X])
     after = balanced.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in network.state_dict().items())
-    pair = fx.symbolic_trace(nn.Sequential(*Untouched().convs[:2]).eval())
-    assert not torch.equal(balance(pair, [X]).get_parameter("1.weight"), pair.get_parameter("1.weight"))
+    for between in (nn.ReLU(), nn.ZeroPad2d((1, 0, 1, 0))):
+        first, second = Untouched().convs[:2]
+        pair = fx.symbolic_trace(nn.Sequential(first, between, second).eval())
+        assert not torch.equal(balance(pair, [X]).get_parameter("2.weight"), pair.get_parameter("2.weight"))
 
 
 def test_balancing_looks_at_the_axis_of_the_channels() -> None:

@@ -31,11 +31,12 @@ from torch import Tensor, fx, nn
 
 from rmfx.check.verify import verify as verify_models
 from rmfx.errors import RmfxError
+from rmfx.graph.facts import ZERO_PADDING
 from rmfx.inputs import as_tuple, describe
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LINEAR = (nn.Linear, *_CONVS)
-_FUSED = (nn.Identity, nn.ReLU)  # onnxruntime rounds once, behind them
+_FUSED = (nn.Identity, nn.ReLU, *ZERO_PADDING)  # onnxruntime rounds once, behind them
 _SEPARATE = (nn.PReLU, nn.LeakyReLU)  # it rounds before and behind them
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SYSTEMATIC = 4.0  # k

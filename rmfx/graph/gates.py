@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import fx
 
@@ -29,7 +30,7 @@ class GatePath:
     factor: fx.Node
     side: tuple[fx.Node, ...]
     reads: tuple[fx.Node, ...]
-    mask: str | None = None
+    mask: Literal["true", "false"] | None = None
 
     @property
     def outside(self) -> bool:
@@ -83,10 +84,15 @@ def _read_mask(node: fx.Node) -> GatePath | None:
         mask, when_true, when_false = second, first, third
     else:
         mask, when_true, when_false = first, second, third
-    for data, zero, where in ((when_true, when_false, "false"), (when_false, when_true, "true")):
-        if isinstance(mask, fx.Node) and isinstance(data, fx.Node) and type(zero) in (int, float) and zero == 0:
-            return GatePath(node, data, mask, (), (), where)
+    if isinstance(mask, fx.Node) and isinstance(when_true, fx.Node) and _is_zero(when_false):
+        return GatePath(node, when_true, mask, (), (), "false")
+    if isinstance(mask, fx.Node) and isinstance(when_false, fx.Node) and _is_zero(when_true):
+        return GatePath(node, when_false, mask, (), (), "true")
     return None
+
+
+def _is_zero(value: object) -> bool:
+    return type(value) in (int, float) and value == 0
 
 
 def read_gate(product: fx.Node) -> GatePath | str:

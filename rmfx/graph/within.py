@@ -58,7 +58,8 @@ def _own(fork: fx.Node, join: fx.Node, most: int) -> frozenset[fx.Node]:
     """The fork, and what depends on it and is needed for ``join``."""
     needed, todo = set[fx.Node](), _tensors(join.all_input_nodes)
     while todo and len(needed) < most:
-        node = todo.pop()
+        node = max(todo)
+        todo.remove(node)
         if fork < node:
             needed.add(node)
             todo |= _tensors(node.all_input_nodes) - needed
