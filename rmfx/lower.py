@@ -70,8 +70,10 @@ def lower(
     True
     """
     prepared = prepare(plain, example_inputs, {}, keep_bn=True, value_ranges=value_ranges)
-    join_padding(prepared.gm)
+    joined = join_padding(prepared.gm)
     results = _until_settled(prepared.gm)
+    if joined and not results[0].applied:  # then it stays as it was, names and all
+        prepared = prepare(plain, example_inputs, {}, keep_bn=True, value_ranges=value_ranges)
     split_padding(prepared.gm)
     report = account.report_of(prepared.before, results, prepared.gm, _notes(results))
     sizes = (prepared.entered.sizes,) if prepared.entered.sizes else ()

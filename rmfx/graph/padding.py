@@ -47,9 +47,13 @@ def split_padding(gm: fx.GraphModule) -> None:
         editor.finish()
 
 
-def join_padding(gm: fx.GraphModule) -> None:
-    """The way back: each convolution that alone reads a layer of zeros pads by itself, in place, until it is split."""
-    editor = Editor(gm)
+def join_padding(gm: fx.GraphModule) -> bool:
+    """The way back: each convolution that alone reads a layer of zeros pads by itself, in place, until it is split.
+
+    Returns:
+        Whether there was one.
+    """
+    editor, found = Editor(gm), False
     for node in list(gm.graph.nodes):
         zeros = node.all_input_nodes[0] if mixes(node) and len(node.all_input_nodes) == 1 else None
         if zeros is None or not isinstance(module_of(zeros), ZERO_PADDING) or len(zeros.users) > 1:
@@ -64,7 +68,9 @@ def join_padding(gm: fx.GraphModule) -> None:
             new = editor.linear(padded, zeros.all_input_nodes[0], node, str(node.target))
             editor.replace(node, new)
             editor.erase((node, zeros))
+            found = True
     editor.finish()
+    return found
 
 
 def _is_wide(node: fx.Node) -> bool:
