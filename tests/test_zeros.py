@@ -67,6 +67,16 @@ def test_left_alone(name: str) -> None:
             assert converted(given).dtype == model(given).dtype
 
 
+def test_a_number_is_no_tensor_of_zeros() -> None:
+    """It may change the type of the result."""
+    model = Lambda(lambda m, x: m.a(x) * ((x > 0).long() + 0.0), **C).double().eval()
+    x = hostile(2, 6, 7, 9)
+    converted = rmfx.convert(model, x, policy=[])
+    assert_equivalent(model, converted, x)
+    whole = Lambda(lambda m, x: (m.a(x), (x > 0).long() + 0.0), **C).double().eval()
+    assert [value.dtype for value in rmfx.convert(whole, x, policy=[])(x)] == [torch.float64, torch.float32]
+
+
 def test_without_example_inputs_nothing_is_known() -> None:
     model = Lambda(_loop, **C).double().eval()
     assert any("zeros_like" in name for name in operations(normal_form(model)))

@@ -32,7 +32,7 @@ def drop_zeros(gm: fx.GraphModule) -> None:
 
 def _drop(node: fx.Node) -> None:
     for zeros, other in (node.args, reversed(node.args)):
-        if isinstance(other, fx.Node) and _number(zeros, other, node) == 0.0:
+        if isinstance(zeros, fx.Node) and isinstance(other, fx.Node) and _number(zeros, other, node) == 0.0:
             node.replace_all_uses_with(other)
             node.graph.erase_node(node)
             return
