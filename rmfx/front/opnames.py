@@ -1,7 +1,7 @@
 """What the operations of torch do to memory, by name: the tables that alias analysis and constant folding share.
 
 A name stands for the function of ``torch`` or ``torch.nn.functional`` and for the method of a tensor alike. What is
-in no table is unknown: its result may share memory with any of its inputs. ``tests/test_aliasing.py`` runs every
+in no table is unknown: its result may share memory with any of its inputs. ``tests/test_opnames.py`` runs every
 entry of ``FRESH`` against torch.
 """
 
