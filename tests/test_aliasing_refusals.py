@@ -155,7 +155,9 @@ def test_writes_without_an_out_of_place_form_are_refused(method: str) -> None:
     def forward(m: Lambda, x: Tensor) -> Tensor:
         return getattr(m.a(x), method)(0.5)
 
-    with pytest.raises(NormalFormError, match=rf"{method} at .*test_aliasing_refusals.py:\d+\) has no out-of-place form"):
+    with pytest.raises(
+        NormalFormError, match=rf"{method} at .*test_aliasing_refusals.py:\d+\) has no out-of-place form"
+    ):
         normal_form(Lambda(forward, a=conv()).eval())
 
 

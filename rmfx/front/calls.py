@@ -16,6 +16,23 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def choice(node: fx.Node) -> tuple[Any, Any, Any] | None:
+    """The condition of ``where`` or ``masked_fill``, what is chosen where it holds, and what elsewhere.
+
+    >>> gm = fx.symbolic_trace(lambda x, m: x.masked_fill(m, 0))
+    >>> choice(list(gm.graph.nodes)[2])
+    (m, 0, x)
+    """
+    name = op_name(node) if node.op in ("call_function", "call_method") else None
+    if name == "masked_fill":
+        return argument(node, 1, "mask", None), argument(node, 2, "value", None), argument(node, 0, "input", None)
+    if name != "where":
+        return None
+    places = (1, 0) if node.op == "call_method" else (0, 1)  # x.where(condition, other)
+    condition, first = (argument(node, at, word, None) for at, word in zip(places, ("condition", "input"), strict=True))
+    return condition, first, argument(node, 2, "other", None)
+
+
 def literal(value: Any, kinds: Kinds) -> int | None:
     """The whole number that an argument is, where it is one whatever the input."""
     if isinstance(value, fx.Node):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from rmfx.front.calls import argument
+from rmfx.front.calls import choice
 from rmfx.front.install import Installer
 from rmfx.front.kind_table import KindTable
 from rmfx.front.opnames import op_name
@@ -32,17 +32,9 @@ def spell_choice(node: fx.Node, installer: Installer, kinds: KindTable) -> bool:
 
 def _read(node: fx.Node, installer: Installer) -> tuple[fx.Node, float] | None:
     """``x`` and the slope below zero."""
-    name = op_name(node)
-    if name == "where":
-        places = (1, 0) if node.op == "call_method" else (0, 1)  # x.where(condition, other)
-        condition, first = (
-            argument(node, at, word, None) for at, word in zip(places, ("condition", "input"), strict=True)
-        )
-        return _chosen(condition, first, argument(node, 2, "other", None), installer)
-    if name == "masked_fill" and argument(node, 2, "value", None) == 0:
-        x = argument(node, 0, "input", None)
-        return _chosen(argument(node, 1, "mask", None), 0, x, installer)
-    if name in ("maximum", "max") and len(node.args) == 2 and not node.kwargs:
+    if (chosen := choice(node)) is not None:
+        return _chosen(*chosen, installer)
+    if op_name(node) in ("maximum", "max") and len(node.args) == 2 and not node.kwargs:
         pairs = [(x, _slope(other, x, installer)) for x, other in (node.args, node.args[::-1])]
         return next(((x, k) for x, k in pairs if isinstance(x, fx.Node) and k is not None and 0 < k <= 1), None)
     return None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import fx
 
-from rmfx.front.opnames import op_name
+from rmfx.front.calls import choice
 from rmfx.graph.facts import is_plain, is_product, is_sum, module_of, shape_of
 
 MOST_NODES = 60  # of the computation of one gate
@@ -72,18 +72,7 @@ def gate_of(node: fx.Node, inside: Collection[fx.Node] | None = None) -> GatePat
 
 def _read_mask(node: fx.Node) -> GatePath | None:
     """``x.masked_fill(mask, 0)``, ``torch.where(mask, x, 0)`` and ``torch.where(mask, 0, x)``."""
-    name = op_name(node)
-    if node.op not in ("call_function", "call_method") or name not in ("masked_fill", "where"):
-        return None
-    if len(node.args) != 3 or node.kwargs:
-        return None
-    first, second, third = node.args
-    if name == "masked_fill":
-        mask, when_true, when_false = second, third, first
-    elif node.op == "call_method":
-        mask, when_true, when_false = second, first, third
-    else:
-        mask, when_true, when_false = first, second, third
+    mask, when_true, when_false = choice(node) or (None, None, None)
     if isinstance(mask, fx.Node) and isinstance(when_true, fx.Node) and _is_zero(when_false):
         return GatePath(node, when_true, mask, (), (), "false")
     if isinstance(mask, fx.Node) and isinstance(when_false, fx.Node) and _is_zero(when_true):

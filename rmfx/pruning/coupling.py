@@ -198,8 +198,10 @@ class _Reader:
                     return None
                 self._tie(torch.stack([found.sets, size.sets]))
             found = Channels(axis, size.sets)
-        at = 0 if found is None else found.axis - len(shape)
-        return found if all(len(given) < -at or given[at] == 1 for given in opaque if at) else None
+        if found is None:
+            return None
+        at = found.axis - len(shape)  # from the end, where shapes are aligned
+        return found if all(len(given) < -at or given[at] == 1 for given in opaque) else None
 
     def _side_by_side(self, node: fx.Node) -> Channels | None:
         """Operands of a concat; the channels of one that is not understood stay, and the others' are their own."""
@@ -237,9 +239,7 @@ class _Reader:
 
     def _given(self, node: fx.Node) -> Channels | None:
         """The channels of an input of the network, where its rank tells which axis they are; they stay."""
-        shape = shape_of(node)
-        assert shape is not None
-        if node.op == "placeholder" and len(shape) in (2, 4, 5):
+        if node.op == "placeholder" and len(shape_of(node) or ()) in (2, 4, 5):
             self._stay(node, 1, "it is an input of the network")
         return self._channels.get(node)
 
