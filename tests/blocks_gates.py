@@ -110,7 +110,7 @@ def _gated_and_joined(m: Any, x: Tensor) -> Tensor:
     return torch.cat((x + y, m.se(y)), 1)
 
 
-def _wavenet(m: Any, x: Tensor) -> Tensor:
+def wavenet_forward(m: Any, x: Tensor) -> Tensor:
     """Every layer but the last adds to what the next one reads, and each to the output."""
     skip = torch.zeros_like(x)
     for f, g, k, r in zip(m.f, m.g, m.k, [*m.r, None], strict=True):
@@ -142,7 +142,7 @@ def _one_conv_for_both(m: Any, x: Tensor) -> Tensor:
     return skip
 
 
-def _layers(count: int, *conv1d: Any) -> Callable[[], nn.ModuleList]:
+def convs(count: int, *conv1d: Any) -> Callable[[], nn.ModuleList]:
     return lambda: nn.ModuleList(nn.Conv1d(6, 6, *conv1d) for _ in range(count))
 
 
@@ -273,11 +273,11 @@ GATES: dict[str, Block] = {
         shape=(2, 6, 3, 4, 5),
     ),
     "wavenet": Block(
-        net(_wavenet, f=_layers(3, 3, 1, 2, 2), g=_layers(3, 3, 1, 2, 2), k=_layers(3, 1), r=_layers(2, 1)), 4,
+        net(wavenet_forward, f=convs(3, 3, 1, 2, 2), g=convs(3, 3, 1, 2, 2), k=convs(3, 1), r=convs(2, 1)), 4,
         shape=(2, 6, 11),
     ),
     "wavenet, causal": Block(
-        net(_causal_wavenet, f=_layers(2, 3), g=_layers(2, 3), k=_layers(2, 1), r=_layers(1, 1)), 2, shape=(2, 6, 11)
+        net(_causal_wavenet, f=convs(2, 3), g=convs(2, 3), k=convs(2, 1), r=convs(1, 1)), 2, shape=(2, 6, 11)
     ),
     "wavenet of one convolution for both": Block(
         net(

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rmfx
 from rmfx.hostile import randomise
+from rmfx.vision import import_timm
 
 
 def _causal(m: Any, x: Tensor) -> Tensor:
@@ -100,3 +101,13 @@ def test_lowering_leaves_other_padding_as_it_is() -> None:
     lowered = rmfx.lower(plain)
     assert [type(module) for module in lowered.children()].count(nn.ZeroPad1d) == 1
     assert_equivalent(plain, lowered, hostile(2, 3, 9))
+
+
+@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_100", "tf_mixnet_s"])
+def test_networks_of_tensorflow_cost_what_is_reported(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = import_timm().create_model(name).eval(), torch.randn(2, 3, 64, 64)
+    converted = rmfx.convert(model, x)
+    totals = rmfx.report(converted).totals
+    assert (totals.macs_before, totals.macs_after) == (macs(model, x), macs(converted, x))
+    assert totals.params_after == sum(p.numel() for p in converted.parameters())

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from blocks_gates import GATES
+from block import net
+from blocks_gates import GATES, convs, wavenet_forward
 from front import hostile, normal_form
+from oracle import assert_equivalent
 
+import rmfx
 from rmfx.graph.facts import annotate, is_sum
 from rmfx.graph.region import Region, find_region
 from rmfx.hostile import randomise
@@ -48,3 +51,13 @@ def test_the_search_ends_where_nothing_gets_cheaper(monkeypatch: pytest.MonkeyPa
     (everything, most), (some, few) = (solved(problem, monkeypatch, idle) for idle in (10_000, 3))
     assert few < most and some.macs == everything.macs
     assert [type(layer) for layer in some.layers] == [type(layer) for layer in everything.layers]
+
+
+@pytest.mark.slow
+def test_a_wavenet_of_twenty_layers() -> None:
+    layers: Any = {name: convs(20, 3, 1, 1) for name in "fg"} | {"k": convs(20, 1), "r": convs(19, 1)}
+    x = hostile(2, 6, 11)
+    model = randomise(net(wavenet_forward, **layers)().double(), x / 8)
+    converted = rmfx.convert(model, x, verify=False)
+    assert (rmfx.report(converted).count("removed"), rmfx.report(converted).count("refused")) == (38, 0)
+    assert_equivalent(model, converted, x)
